@@ -1,0 +1,278 @@
+"""Results of stages on disk: addressed by what made them, whole or absent, shared by every run that asks for the same.
+
+``<root>/<stage>/<key>/manifest.json`` is written last, with the sha256 of every file: its presence means whole.
+``<root>/<stage>/<key>.partial/`` is a build under way, or one that a kill left to be taken up again.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a partial result that outlives a kill, so that a training can go on; whole results have none."""
+
+
+class ArtifactError(RuntimeError):
+    """A stored result is missing, broken, or not what its manifest says."""
+
+
+class Result(NamedTuple):
+    """A whole result: its stage, its key, its folder, how long the build took, and whether this run found it there."""
+
+    stage: str
+    key: str
+    path: Path
+    seconds: float
+    reused: bool
+
+
+class Store:
+    """A memo on disk for stages.
+
+    Args:
+        root: The folder of all results; several runs and processes may share it.
+        build: With False nothing is built: a missing result is an error that says what to run.
+    """
+
+    def __init__(self, root: Path, *, build: bool = True) -> None:
+        self.root = root
+        self.build = build
+        self.results: list[Result] = []
+
+    def make(
+        self,
+        stage: str,
+        verb: Callable[..., None],
+        config: object | None,
+        *inputs: Result,
+        source: str = "",
+        together: bool = False,
+        **unhashed: object,
+    ) -> Result:
+        """The stage's result: from disk if it is there, else built by ``verb(config, *folders, out=..., **unhashed)``.
+
+        Args:
+            stage: The name of the stage, and of its folder in the store.
+            verb: A room's stage function; ``VERSION`` of its module is part of the key.
+            config: The room's settings, part of the key as validated; None for a stage without any.
+            inputs: Results that the stage reads; their keys are part of this key.
+            source: A fingerprint of files outside the store that the stage reads.
+            together: The stage trains under Lightning, so every rank of a distributed run takes part in
+                its build; rank 0 alone builds any other stage, and the rest wait for it.
+            unhashed: What does not change the numbers: devices, progress, loggers.
+
+        Raises:
+            ArtifactError: If a stored result is broken, or is missing while ``build`` is False.
+        """
+        key = _key(stage, verb, config, inputs, source)
+        folder = self.root / stage / key
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        reused = _is_whole(folder)
+        if reused:
+            verify(folder)  # a flipped bit in a model would load without a word
+        else:
+            if not self.build:
+                raise ArtifactError(
+                    f"there is no result of stage {stage!r} for this configuration (looked for {folder}): "
+                    "run train.py with the same settings first"
+                )
+            if _global_rank() == 0:
+                with _lock(folder):
+                    if not _is_whole(folder):  # another process may have built it while this one waited
+                        _build(folder, stage, verb, config, inputs, source, unhashed)
+            else:
+                _join_build(folder, verb, config, inputs, unhashed, together)
+        seconds = float(json.loads((folder / "manifest.json").read_text())["seconds"])
+        result = Result(stage, key, folder, seconds, reused)
+        log.info("%s %s %s", stage, key, "reused" if reused else f"built in {seconds:.1f} s")
+        self.results.append(result)
+        return result
+
+
+def verify(folder: Path) -> None:
+    """Check every file of a result against its manifest.
+
+    Raises:
+        ArtifactError: If there is no manifest, or a file is missing, unknown, or differs from its sha256.
+    """
+    if not _is_whole(folder):
+        raise ArtifactError(
+            f"{folder} has no manifest.json: the result is not whole; delete the folder to build it anew"
+        )
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    found = _files(folder)
+    faults = [f"{name} is missing" for name in files if name not in found]
+    faults += [f"{name} is not in the manifest" for name in found if name not in files]
+    faults += [
+        f"{name} differs from its sha256" for name in found if name in files and _sha256(folder / name) != files[name]
+    ]
+    if faults:
+        raise ArtifactError(f"{folder} is broken: {'; '.join(faults)}; delete the folder to build it anew")
+
+
+def _key(stage: str, verb: Callable[..., None], config: object | None, inputs: tuple[Result, ...], source: str) -> str:
+    made_of = {
+        "stage": stage,
+        "version": sys.modules[verb.__module__].VERSION,
+        "config": _plain(config),
+        "inputs": [given.key for given in inputs],
+        "source": source,
+    }
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(config: object | None) -> Any:  # noqa: ANN401
+    if config is None:
+        return None
+    plain = TypeAdapter(type(config)).dump_python(config, mode="json")
+    if isinstance(plain, dict):
+        plain.pop("root", None)  # where data lies does not matter, what lies there does: `source` tells it
+    return plain
+
+
+def _build(
+    folder: Path,
+    stage: str,
+    verb: Callable[..., None],
+    config: object | None,
+    inputs: tuple[Result, ...],
+    source: str,
+    unhashed: dict[str, object],
+) -> None:
+    partial = folder.with_name(folder.name + ".partial")
+    _clear_all_but_checkpoints(partial)
+    log.info("%s %s starts", stage, folder.name)
+    start = time.monotonic()
+    _call(verb, config, inputs, partial, unhashed)
+    seconds = time.monotonic() - start
+    shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
+    manifest = {
+        "stage": stage,
+        "key": folder.name,
+        "config": _plain(config),
+        "inputs": {given.stage: given.key for given in inputs},
+        "source": source,
+        "files": {name: _sha256(partial / name) for name in _files(partial)},
+        "seconds": round(seconds, 2),
+        **_surroundings(),
+    }
+    shutil.rmtree(folder, ignore_errors=True)  # without a manifest it is no result
+    os.replace(partial, folder)
+    unfinished = folder / "manifest.json.part"
+    with unfinished.open("w") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, folder / "manifest.json")
+
+
+def _call(
+    verb: Callable[..., None],
+    config: object | None,
+    inputs: tuple[Result, ...],
+    out: Path,
+    unhashed: dict[str, object],
+) -> None:
+    arguments = ([] if config is None else [config]) + [given.path for given in inputs]
+    verb(*arguments, out=out, **unhashed)
+
+
+def _join_build(
+    folder: Path,
+    verb: Callable[..., None],
+    config: object | None,
+    inputs: tuple[Result, ...],
+    unhashed: dict[str, object],
+    together: bool,
+) -> None:
+    """Take part in a build that rank 0 leads (same partial folder, no lock, no manifest), or wait for it.
+
+    Lightning starts the other ranks from inside rank 0's fit by running the script again: at the lock
+    they would wait for the very fit that waits for them.
+    """
+    if together:
+        partial = folder.with_name(folder.name + ".partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        _call(verb, config, inputs, partial, unhashed)
+    while not _is_whole(folder):
+        time.sleep(0.2)
+
+
+def _clear_all_but_checkpoints(partial: Path) -> None:
+    """Begin with an empty folder, save for what lets a killed training go on: its checkpoints and its metrics."""
+    partial.mkdir(parents=True, exist_ok=True)
+    kept = {CHECKPOINTS, "metrics.jsonl"} if (partial / CHECKPOINTS).exists() else set()
+    for path in partial.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the key's lock; the system frees it when a process dies."""
+    lock = FileLock(str(folder) + ".lock")
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        log.info("%s is being built by another process: waiting for it", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / "manifest.json").exists()
+
+
+def _files(folder: Path) -> list[str]:
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != "manifest.json")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _global_rank() -> int:
+    """The rank that Lightning, torchrun or SLURM gives this process; 0 when it is alone."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0"))))
+
+
+def _surroundings() -> dict[str, object]:
+    """What is recorded, and not part of the key."""
+    return {
+        "git": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in ("torch", "lightning", "transformers", "polars")},
+        "machine": platform.machine(),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

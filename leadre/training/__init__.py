@@ -1,0 +1,1 @@
+"""How every network here is trained: one deterministic list of batches, one resumable Lightning fit."""

@@ -1,0 +1,42 @@
+"""Settings of the machine and of the logs; neither changes a number, so neither is part of a result's key."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from leadre.settings import settings
+
+
+@settings
+class ComputeConfig:
+    """Where and how training and generation run."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "mps"]
+    devices: Annotated[int, Field(ge=1)]
+    num_nodes: Annotated[int, Field(ge=1)]
+    strategy: Literal["auto", "ddp", "fsdp"]
+    threads: Annotated[int, Field(ge=1)] | None
+    checkpoint_every_steps: Annotated[int, Field(ge=1)]
+    progress: bool
+
+
+@settings
+class FileLogs:
+    """Metrics go to ``metrics.jsonl`` and ``metrics.csv`` beside each result, and nowhere else."""
+
+    kind: Literal["csv"]
+
+
+@settings
+class WandbLogs:
+    """Metrics also go to Weights & Biases; without a key they are kept offline for ``wandb sync``."""
+
+    kind: Literal["wandb"]
+    project: Annotated[str, Field(min_length=1)]
+    entity: str | None
+    group: str | None
+    tags: tuple[str, ...]
+    folder: str
+
+
+LoggerConfig = Annotated[FileLogs | WandbLogs, Field(discriminator="kind")]
