@@ -52,6 +52,7 @@ def fit(
         gradient_clip: The largest gradient norm.
         precision: Lightning's precision flag; it changes numbers, so it comes from the room's config.
     """
+    module.train()
     if compute.threads is not None:
         torch.set_num_threads(compute.threads)
     checkpoint = out / "checkpoints" / "last.ckpt"
@@ -85,6 +86,7 @@ def fit(
     with warnings.catch_warnings():
         # The collate functions here are cheap and in process: no worker is missing.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*but have no `val_dataloader`.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
         # A bare list would be taken for several loaders.
         loader = DataLoader[Any](valid, batch_size=None) if valid is not None else None  # type: ignore[arg-type]

@@ -1,0 +1,62 @@
+"""Settings of staged tuning."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from leadre.settings import settings
+
+Task = Literal["explicit", "implicit", "main"]
+Count = Annotated[int, Field(ge=1)]
+
+
+@settings
+class Lora:
+    """Low-rank adapters; the rows of the S-ID and learnable tokens are trained beside them."""
+
+    rank: Count
+    alpha: Annotated[float, Field(gt=0)]
+    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+@settings
+class Tuning:
+    """What the stages share: the loss, the optimizer, and how often retrieval is validated."""
+
+    loss_on: Literal["response", "history_and_response"]
+    learning_rate: Annotated[float, Field(gt=0)]
+    min_learning_rate: Annotated[float, Field(ge=0)]
+    warmup_share: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    batch_size: Count
+    gradient_clip: Annotated[float, Field(gt=0)] | None
+    precision: Literal["32-true", "bf16-true", "bf16-mixed"]
+    lora: Lora | None
+    validations: Annotated[int, Field(ge=0)]
+    valid_users: Count
+    valid_beam_width: Count
+    seed: int
+
+
+Tasks = Annotated[dict[Task, Annotated[float, Field(gt=0)]], Field(min_length=1)]
+"""Task to epochs: how often each of its pairs is seen in the stage. Several tasks of a stage are mixed."""
+
+
+@settings
+class Stage:
+    """One stage, with all that its result depends on."""
+
+    tasks: Tasks
+    tuning: Tuning
+
+
+@settings
+class SftConfig:
+    """The curriculum: its stages in order, and what they share."""
+
+    stages: Annotated[tuple[Tasks, ...], Field(min_length=1)]
+    tuning: Tuning
+
+    def curriculum(self) -> tuple[Stage, ...]:
+        """The stages one by one."""
+        return tuple(Stage(tasks=tasks, tuning=self.tuning) for tasks in self.stages)

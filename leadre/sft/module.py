@@ -1,0 +1,118 @@
+"""The LightningModule of supervised fine-tuning: steps, optimizer, validation by constrained lists."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from leadre.catalog.trie import Trie
+from leadre.decoding.beam_search import beam_search
+from leadre.lm.logprob import head_logprobs
+from leadre.metrics.retrieval import Retrieval
+from leadre.sft.batches import Batch
+
+
+class Tuner(LightningModule):
+    """Next-token training of a language model on the learned tokens of its rows (LEADRE 4.3.1, 5.1.3).
+
+    The loss is the mean negative log-likelihood over the learned tokens of a batch.
+
+    Args:
+        model: A causal language model.
+        trie: The catalog's trie, for the lists of validation users.
+        sid_tokens: Token ids of each level's codes.
+        learning_rate: Highest rate of AdamW, reached after the warm-up.
+        min_learning_rate: Where the cosine ends.
+        warmup_share: Share of the steps in which the rate rises from 0.
+        weight_decay: On matrices; vectors (norms, biases) are not decayed. Our choice.
+        beam_width: Of the validation lists.
+        ks: Cut-offs of the logged ``valid/hr@k`` and ``valid/ndcg@k``.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        trie: Trie,
+        sid_tokens: Sequence[range],
+        learning_rate: float,
+        min_learning_rate: float,
+        warmup_share: float,
+        weight_decay: float,
+        beam_width: int,
+        ks: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.trie = trie
+        self.sid_tokens = sid_tokens
+        self.learning_rate = learning_rate
+        self.min_learning_rate = min_learning_rate
+        self.warmup_share = warmup_share
+        self.weight_decay = weight_decay
+        self.beam_width = beam_width
+        self.retrieval = Retrieval(ks=tuple(ks))
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """The mean negative log-likelihood of the batch's learned tokens."""
+        hidden = self.model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state  # (B, T, D)
+        before = hidden[batch.rows, batch.positions - 1]  # (P, D): what each learned token is predicted from
+        loss = -head_logprobs(self.model, before, batch.ids[batch.rows, batch.positions]).mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Decode constrained lists for some users: ``(ids (B, T) left-padded, mask (B, T), targets (B,))``."""
+        ids, mask, targets = batch
+        beams = beam_search(
+            self.model,
+            ids,
+            mask,
+            trie=self.trie,
+            sid_tokens=self.sid_tokens,
+            beam_width=self.beam_width,
+            normalizer="trie",
+        )
+        self.retrieval.update(beams.rows, targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log HR@K and NDCG@K over all validation users and ranks."""
+        self.log_dict({f"valid/{name}": value for name, value in self.retrieval.compute().items()})
+        self.retrieval.reset()
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401  # Lightning's own return type is a union of ten
+        """AdamW with a linear warm-up and a cosine to the minimum rate."""
+        optimizer = torch.optim.AdamW(decay_groups(self.model.parameters(), self.weight_decay), lr=self.learning_rate)
+        steps = int(self.trainer.estimated_stepping_batches)
+        floor = self.min_learning_rate / self.learning_rate
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: rate_at(step, steps=steps, warmup_share=self.warmup_share, floor=floor)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices with weight decay, vectors without."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def rate_at(step: int, *, steps: int, warmup_share: float, floor: float) -> float:
+    """The learning rate at a step as a share of the highest.
+
+    Example:
+        >>> [round(rate_at(step, steps=10, warmup_share=0.2, floor=0.1), 3) for step in (0, 1, 2, 6, 10)]
+        [0.5, 1.0, 1.0, 0.55, 0.1]
+    """
+    warmup = round(steps * warmup_share)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,106 @@
+"""One stage of the curriculum: a tuned model out of a model and token rows."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leadre.catalog import trie
+from leadre.decoding.beam_search import sid_tokens
+from leadre.lm.model import load, save
+from leadre.sft.batches import RESPONSE, Rows, collate, concatenate, mixed_plan, read_rows
+from leadre.sft.config import Stage
+from leadre.sft.lora import adapt
+from leadre.sft.module import Tuner
+from leadre.training.batches import Batches
+from leadre.training.config import ComputeConfig, LoggerConfig
+from leadre.training.fit import fit
+
+VERSION = 1
+VALID_KS = (1, 4, 8)
+log = logging.getLogger(__name__)
+
+
+def tune(
+    config: Stage,
+    model: Path,
+    catalog: Path,
+    tokens: Path,
+    *,
+    out: Path,
+    compute: ComputeConfig,
+    logger: LoggerConfig,
+) -> None:
+    """Tune the model in folder ``model`` on the stage's tasks and save it in ``out`` (LEADRE 4.3.1).
+
+    The optimizer starts afresh in every stage. Our choice: the paper is silent.
+    """
+    tuning = config.tuning
+    torch.manual_seed(tuning.seed)  # the start of LoRA's adapters
+    lm = load(model)
+    lora = tuning.lora
+    adapted = adapt(lm, rank=lora.rank, alpha=lora.alpha, targets=lora.targets) if lora is not None else None
+    parts = {task: read_rows(tokens / f"{task}.train.safetensors") for task in config.tasks}
+    rows = concatenate(list(parts.values()))
+    plan = mixed_plan(
+        {task: part.lengths for task, part in parts.items()},
+        config.tasks,
+        batch_size=tuning.batch_size,
+        seed=tuning.seed,
+    )
+    levels = json.loads((catalog / "tokens.json").read_text())["levels"]
+    module = Tuner(
+        lm.model,
+        trie=trie.load(catalog / "trie.safetensors"),
+        sid_tokens=sid_tokens(lm.sid_offsets, levels),
+        learning_rate=tuning.learning_rate,
+        min_learning_rate=tuning.min_learning_rate,
+        warmup_share=tuning.warmup_share,
+        weight_decay=tuning.weight_decay,
+        beam_width=tuning.valid_beam_width,
+        ks=[k for k in VALID_KS if k <= tuning.valid_beam_width],
+    )
+    valid = _valid_batches(read_rows(tokens / "main.valid.safetensors"), tuning.valid_users, seed=tuning.seed)
+    fit(
+        module,
+        Batches(plan, lambda which: collate(rows, which, loss_on=tuning.loss_on)),
+        out=out,
+        compute=compute,
+        logger=logger,
+        name="sft." + "+".join(config.tasks),
+        valid=valid if tuning.validations and valid else None,
+        valid_every_steps=max(1, len(plan) // tuning.validations) if tuning.validations and valid else None,
+        gradient_clip=tuning.gradient_clip,
+        precision=tuning.precision,
+    )
+    save(lm if adapted is None else lm._replace(model=adapted.merge_and_unload()), out)
+    seen = int(sum(rows.lengths[batch].sum() for batch in plan))
+    (out / "budget.json").write_text(json.dumps({"steps": len(plan), "tokens": seen, "tasks": dict(config.tasks)}))
+    log.info("%s steps over %s tokens", len(plan), seen)
+
+
+def _valid_batches(rows: Rows, num_users: int, *, seed: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """A fixed random sample of validation prompts in batches of like length: ids and mask (left-padded), targets."""
+    chosen = np.random.default_rng(seed).permutation(len(rows.targets))[:num_users]
+    chosen = chosen[np.argsort(rows.lengths[chosen], kind="stable")]
+    return [_prompts(rows, chosen[start : start + 32]) for start in range(0, len(chosen), 32)]
+
+
+def _prompts(rows: Rows, which: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+    texts = [_prompt(rows, row) for row in which]
+    width = max(map(len, texts))
+    ids = np.zeros((len(which), width), dtype=np.int64)
+    mask = np.zeros((len(which), width), dtype=bool)
+    for i, text in enumerate(texts):
+        ids[i, width - len(text) :] = text
+        mask[i, width - len(text) :] = True
+    return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(rows.targets[which].astype(np.int64))
+
+
+def _prompt(rows: Rows, row: int) -> NDArray[np.int32]:
+    part = slice(rows.offsets[row], rows.offsets[row + 1])
+    return rows.ids[part][rows.kinds[part] != RESPONSE]

@@ -1,0 +1,162 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file as save_arrays
+from tokenizers import Tokenizer, models
+from transformers import HunYuanDenseV1Config, HunYuanDenseV1ForCausalLM, PreTrainedTokenizerFast
+
+from leadre.catalog import trie
+from leadre.lm.model import AdLM, load, save
+from leadre.sft.batches import read_rows
+from leadre.sft.config import Lora, Stage, Tuning
+from leadre.sft.module import Tuner, decay_groups
+from leadre.sft.tune import tune
+from leadre.training.logs import read_metrics
+
+SIDS = torch.tensor([[0, 0], [0, 1], [1, 0], [2, 1]])
+TEXT, LEVELS = 6, [3, 2]  # tokens 0..5 are text; 6, 7, 8 are <a_0> <a_1> <a_2>; 9, 10 are <b_0> <b_1>
+TUNING = Tuning(
+    loss_on="response",
+    learning_rate=0.02,
+    min_learning_rate=0.002,
+    warmup_share=0.1,
+    weight_decay=0.0,
+    batch_size=4,
+    gradient_clip=1.0,
+    precision="32-true",
+    lora=None,
+    validations=2,
+    valid_users=8,
+    valid_beam_width=4,
+    seed=0,
+)
+
+
+def _tokens(folder, name, num_rows, seed):
+    """Prompts of one telling text token among others; the response is the ad of that token's number."""
+    rng = np.random.default_rng(seed)
+    ids, kinds, offsets, targets = [], [], [0], []
+    for _ in range(num_rows):
+        target = int(rng.integers(len(SIDS)))
+        noise = [5] * int(rng.integers(1, 4))
+        ids += [*noise, target, TEXT + int(SIDS[target, 0]), TEXT + LEVELS[0] + int(SIDS[target, 1])]
+        kinds += [0] * (len(noise) + 1) + [2, 2]
+        offsets.append(len(ids))
+        targets.append(target)
+    arrays = {"ids": np.int32(ids), "kinds": np.uint8(kinds), "offsets": np.int64(offsets), "targets": np.int32(targets)}
+    save_arrays(arrays, folder / f"{name}.safetensors")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    torch.manual_seed(0)
+    architecture = HunYuanDenseV1Config(
+        vocab_size=TEXT + sum(LEVELS),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    for name in ("model", "catalog", "tokens"):
+        (tmp_path / name).mkdir()
+    save(AdLM(HunYuanDenseV1ForCausalLM(architecture), tokenizer, (6, 9), (5,)), tmp_path / "model")
+    trie.save(trie.build(SIDS), tmp_path / "catalog" / "trie.safetensors")
+    (tmp_path / "catalog" / "tokens.json").write_text(json.dumps({"levels": LEVELS, "tokens": []}))
+    _tokens(tmp_path / "tokens", "main.train", 40, seed=1)
+    _tokens(tmp_path / "tokens", "main.valid", 10, seed=2)
+    return [tmp_path / name for name in ("model", "catalog", "tokens")]
+
+
+def _tune(folders, out, compute, logger, tasks=None, **changes):
+    out.mkdir(exist_ok=True)
+    stage = Stage(tasks=tasks or {"main": 6.0}, tuning=replace(TUNING, **changes))
+    tune(stage, *folders, out=out, compute=compute, logger=logger)
+    return load(out).model.state_dict()
+
+
+def test_a_tuned_model_ranks_the_true_ad_first(tmp_path, folders, compute, logger):
+    _tune(folders, tmp_path / "out", compute, logger)
+    rows = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert losses[-1] < 0.1 * losses[0]
+    valid = [row for row in rows if "valid/hr@1" in row]
+    assert valid[-1]["step"] == 60
+    assert (valid[-1]["valid/hr@1"], valid[-1]["valid/hr@4"], valid[-1]["valid/ndcg@4"]) == (1.0, 1.0, 1.0)
+
+
+def test_the_first_loss_is_that_of_the_plain_full_logits(tmp_path, folders, compute, logger):
+    _tune(folders, tmp_path / "out", compute, logger, batch_size=40, tasks={"main": 1.0}, validations=0)
+    lm = load(folders[0])
+    losses = []
+    rows = read_rows(folders[2] / "main.train.safetensors")
+    for begin, end in zip(rows.offsets[:-1], rows.offsets[1:], strict=True):
+        ids = torch.from_numpy(rows.ids[begin:end].astype(np.int64))[None]
+        logprobs = lm.model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
+        losses += logprobs[-2:].flatten().tolist()
+    logged = read_metrics(tmp_path / "out" / "metrics.jsonl")[0]["train/loss"]
+    assert logged == pytest.approx(-np.mean(losses), abs=1e-5)
+
+
+def test_a_stage_that_was_killed_ends_with_the_same_weights(tmp_path, folders, compute, logger, monkeypatch):
+    whole = _tune(folders, tmp_path / "whole", compute, logger)
+    plain = Tuner.training_step
+
+    def dies(self, batch):
+        if self.global_step == 32:
+            raise RuntimeError("killed")
+        return plain(self, batch)
+
+    monkeypatch.setattr(Tuner, "training_step", dies)
+    with pytest.raises(RuntimeError, match="killed"):
+        _tune(folders, tmp_path / "killed", compute, logger)
+    monkeypatch.setattr(Tuner, "training_step", plain)
+    resumed = _tune(folders, tmp_path / "killed", compute, logger)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert (tmp_path / "killed" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+
+
+def test_lora_trains_adapters_and_new_rows_and_leaves_a_plain_tied_model(tmp_path, folders, compute, logger):
+    before = load(folders[0]).model.state_dict()
+    lora = Lora(rank=4, alpha=8.0, targets=("q_proj", "v_proj"))
+    after = _tune(folders, tmp_path / "out", compute, logger, lora=lora)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert set(after) == set(before)
+    assert changed == {
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.self_attn.v_proj.weight",
+    }
+    assert torch.equal(after["model.embed_tokens.weight"][:5], before["model.embed_tokens.weight"][:5])
+    assert torch.equal(after["model.embed_tokens.weight"], after["lm_head.weight"])
+
+
+def test_lora_on_layers_that_are_not_there_is_refused(tmp_path, folders, compute, logger):
+    lora = Lora(rank=4, alpha=8.0, targets=("q_proj", "query"))
+    with pytest.raises(ValueError, match=r"sft\.tuning\.lora\.targets names \['query'\].*choose from .*'q_proj'"):
+        _tune(folders, tmp_path / "out", compute, logger, lora=lora)
+
+
+def test_what_a_stage_has_seen_is_written_down(tmp_path, folders, compute, logger):
+    _tune(folders, tmp_path / "out", compute, logger, tasks={"main": 1.5}, validations=0)
+    budget = json.loads((tmp_path / "out" / "budget.json").read_text())
+    assert budget["tasks"] == {"main": 1.5}
+    assert budget["steps"] == 16
+    assert 60 * 4 <= budget["tokens"] <= 60 * 6
+
+
+def test_vectors_are_not_decayed():
+    layer = torch.nn.Linear(2, 2)
+    matrices, vectors = decay_groups(layer.parameters(), 0.9)
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.9, 0.0)
+    assert [matrices["params"][0] is layer.weight, vectors["params"][0] is layer.bias] == [True, True]
