@@ -126,7 +126,6 @@ def _module(config: DpoAlignment | RrhfAlignment, model: PreTrainedModel) -> Dpo
             max_chosen_drop=config.max_chosen_drop,
             learning_rate=tuning.learning_rate,
             min_learning_rate=tuning.min_learning_rate,
-            schedule=tuning.schedule,
             warmup_share=tuning.warmup_share,
             weight_decay=tuning.weight_decay,
         )
@@ -135,7 +134,6 @@ def _module(config: DpoAlignment | RrhfAlignment, model: PreTrainedModel) -> Dpo
         sft_weight=config.sft_weight,
         learning_rate=tuning.learning_rate,
         min_learning_rate=tuning.min_learning_rate,
-        schedule=tuning.schedule,
         warmup_share=tuning.warmup_share,
         weight_decay=tuning.weight_decay,
     )

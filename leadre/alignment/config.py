@@ -34,7 +34,6 @@ class TuningConfig:
     batch_size: Count
     learning_rate: Positive
     min_learning_rate: NotNegative
-    schedule: Literal["linear", "cosine"]
     warmup_share: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: NotNegative
     gradient_clip: Positive | None

@@ -1,11 +1,7 @@
 """DPO and RRHF as Lightning modules: a step, what it logs, and the optimizer."""
 
-import math
-from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -14,8 +10,7 @@ from transformers import PreTrainedModel
 from leadre.alignment.losses import dpo_loss, rrhf_loss
 from leadre.alignment.rows import Batch
 from leadre.lm.logprob import answer_logprobs
-
-Schedule = Literal["linear", "cosine"]
+from leadre.training.optimizer import adamw
 
 
 class Dpo(LightningModule):
@@ -33,7 +28,6 @@ class Dpo(LightningModule):
         max_chosen_drop: Nats by which the chosen ads' mean log-probability in a batch may lie below the reference's.
         learning_rate: The highest learning rate.
         min_learning_rate: The last one.
-        schedule: How it falls.
         warmup_share: Share of the steps in which it rises.
         weight_decay: AdamW's.
     """
@@ -48,7 +42,6 @@ class Dpo(LightningModule):
         max_chosen_drop: float,
         learning_rate: float,
         min_learning_rate: float,
-        schedule: Schedule,
         warmup_share: float,
         weight_decay: float,
     ) -> None:
@@ -59,9 +52,12 @@ class Dpo(LightningModule):
         self.sft_weight = sft_weight
         self.max_chosen_drop = max_chosen_drop
         self.optimizer_of = partial(
-            adamw, learning_rate=learning_rate, min_learning_rate=min_learning_rate, schedule=schedule,
-            warmup_share=warmup_share, weight_decay=weight_decay,
-        )  # fmt: skip
+            adamw,
+            learning_rate=learning_rate,
+            min_learning_rate=min_learning_rate,
+            warmup_share=warmup_share,
+            weight_decay=weight_decay,
+        )
 
     def on_train_start(self) -> None:
         """Switch dropout off; not before, as Lightning warns of a model that does not look like training."""
@@ -87,7 +83,7 @@ class Dpo(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up."""
-        return self.optimizer_of(self.model, int(self.trainer.estimated_stepping_batches))
+        return self.optimizer_of(self.model.parameters(), num_steps=int(self.trainer.estimated_stepping_batches))
 
     def _stop_if_displaced(self, drop: float) -> None:
         """Refuse to go on when preferred ads become unlikely (likelihood displacement), or nothing is a number."""
@@ -107,7 +103,6 @@ class Rrhf(LightningModule):
         sft_weight: See `rrhf_loss`.
         learning_rate: The highest learning rate.
         min_learning_rate: The last one.
-        schedule: How it falls.
         warmup_share: Share of the steps in which it rises.
         weight_decay: AdamW's.
     """
@@ -119,7 +114,6 @@ class Rrhf(LightningModule):
         sft_weight: float,
         learning_rate: float,
         min_learning_rate: float,
-        schedule: Schedule,
         warmup_share: float,
         weight_decay: float,
     ) -> None:
@@ -127,9 +121,12 @@ class Rrhf(LightningModule):
         self.model = model.train()
         self.sft_weight = sft_weight
         self.optimizer_of = partial(
-            adamw, learning_rate=learning_rate, min_learning_rate=min_learning_rate, schedule=schedule,
-            warmup_share=warmup_share, weight_decay=weight_decay,
-        )  # fmt: skip
+            adamw,
+            learning_rate=learning_rate,
+            min_learning_rate=min_learning_rate,
+            warmup_share=warmup_share,
+            weight_decay=weight_decay,
+        )
 
     def on_train_start(self) -> None:
         """Switch dropout off; not before, as Lightning warns of a model that does not look like training."""
@@ -146,7 +143,7 @@ class Rrhf(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up."""
-        return self.optimizer_of(self.model, int(self.trainer.estimated_stepping_batches))
+        return self.optimizer_of(self.model.parameters(), num_steps=int(self.trainer.estimated_stepping_batches))
 
 
 def _responses(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -162,50 +159,3 @@ def _logged(loss: Tensor, chosen: Tensor, rejected: Tensor, margin: Tensor) -> d
         "train/reward_margin": margin.detach().mean(),
         "train/reward_accuracy": (margin > 0).float().mean(),
     }
-
-
-def adamw(
-    model: torch.nn.Module,
-    num_steps: int,
-    *,
-    learning_rate: float,
-    min_learning_rate: float,
-    schedule: Schedule,
-    warmup_share: float,
-    weight_decay: float,
-) -> OptimizerLRSchedulerConfig:
-    """AdamW over all weights, its learning rate set anew at every step by `rate`."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    factor: Callable[[int], float] = partial(
-        rate,
-        num_steps=num_steps,
-        num_warmup=round(warmup_share * num_steps),
-        floor=min_learning_rate / learning_rate,
-        schedule=schedule,
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def rate(step: int, *, num_steps: int, num_warmup: int, floor: float, schedule: Schedule) -> float:
-    """Share of the highest learning rate that step ``step`` (from 0) uses.
-
-    It rises in equal parts to 1 at the last warm-up step, then falls to ``floor`` at the last step of all.
-
-    Raises:
-        ValueError: If ``floor`` is above 1.
-
-    Example:
-        >>> [round(rate(t, num_steps=6, num_warmup=2, floor=0.1, schedule="linear"), 3) for t in range(6)]
-        [0.5, 1.0, 0.775, 0.55, 0.325, 0.1]
-    """
-    if floor > 1:
-        raise ValueError(
-            f"floor is {floor:g}, but the learning rate falls to it: give a min_learning_rate of at most learning_rate"
-        )
-    if step < num_warmup:
-        return (step + 1) / num_warmup
-    start = max(num_warmup - 1, 0)
-    done = min((step - start) / max(num_steps - 1 - start, 1), 1.0)
-    left = 1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return floor + (1 - floor) * left

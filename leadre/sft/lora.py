@@ -27,7 +27,7 @@ def adapt(lm: AdLM, *, rank: int, alpha: float, targets: Sequence[str]) -> PeftM
         r=rank,
         lora_alpha=alpha,
         target_modules=list(targets),
-        trainable_token_indices=list(range(first_new, lm.model.get_input_embeddings().weight.shape[0])),
+        trainable_token_indices=list(range(first_new, lm.model.get_input_embeddings().num_embeddings)),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(lm.model, adapters)

@@ -1,12 +1,11 @@
 """The LightningModule of supervised fine-tuning: steps, optimizer, validation by constrained lists."""
 
-import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
-import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from leadre.catalog.trie import Trie
@@ -14,6 +13,7 @@ from leadre.decoding.beam_search import beam_search
 from leadre.lm.logprob import head_logprobs
 from leadre.metrics.retrieval import Retrieval
 from leadre.sft.batches import Batch
+from leadre.training.optimizer import adamw
 
 
 class Tuner(LightningModule):
@@ -28,7 +28,7 @@ class Tuner(LightningModule):
         learning_rate: Highest rate of AdamW, reached after the warm-up.
         min_learning_rate: Where the cosine ends.
         warmup_share: Share of the steps in which the rate rises from 0.
-        weight_decay: On matrices; vectors (norms, biases) are not decayed. Our choice.
+        weight_decay: On matrices alone.
         beam_width: Of the validation lists.
         ks: Cut-offs of the logged ``valid/hr@k`` and ``valid/ndcg@k``.
     """
@@ -50,10 +50,13 @@ class Tuner(LightningModule):
         self.model = model
         self.trie = trie
         self.sid_tokens = sid_tokens
-        self.learning_rate = learning_rate
-        self.min_learning_rate = min_learning_rate
-        self.warmup_share = warmup_share
-        self.weight_decay = weight_decay
+        self.optimizer_of = partial(
+            adamw,
+            learning_rate=learning_rate,
+            min_learning_rate=min_learning_rate,
+            warmup_share=warmup_share,
+            weight_decay=weight_decay,
+        )
         self.beam_width = beam_width
         self.retrieval = Retrieval(ks=tuple(ks))
 
@@ -84,35 +87,6 @@ class Tuner(LightningModule):
         self.log_dict({f"valid/{name}": value for name, value in self.retrieval.compute().items()})
         self.retrieval.reset()
 
-    def configure_optimizers(self) -> Any:  # noqa: ANN401  # Lightning's own return type is a union of ten
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with a linear warm-up and a cosine to the minimum rate."""
-        optimizer = torch.optim.AdamW(decay_groups(self.model.parameters(), self.weight_decay), lr=self.learning_rate)
-        steps = int(self.trainer.estimated_stepping_batches)
-        floor = self.min_learning_rate / self.learning_rate
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: rate_at(step, steps=steps, warmup_share=self.warmup_share, floor=floor)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices with weight decay, vectors without."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-def rate_at(step: int, *, steps: int, warmup_share: float, floor: float) -> float:
-    """The learning rate at a step as a share of the highest.
-
-    Example:
-        >>> [round(rate_at(step, steps=10, warmup_share=0.2, floor=0.1), 3) for step in (0, 1, 2, 6, 10)]
-        [0.5, 1.0, 1.0, 0.55, 0.1]
-    """
-    warmup = round(steps * warmup_share)
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.optimizer_of(self.model.parameters(), num_steps=int(self.trainer.estimated_stepping_batches))

@@ -48,7 +48,7 @@ def tune(
     rows = concatenate(list(parts.values()))
     plan = mixed_plan(
         {task: part.lengths for task, part in parts.items()},
-        config.tasks,
+        {str(task): epochs for task, epochs in config.tasks.items()},
         batch_size=tuning.batch_size,
         seed=tuning.seed,
     )
@@ -103,4 +103,5 @@ def _prompts(rows: Rows, which: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tens
 
 def _prompt(rows: Rows, row: int) -> NDArray[np.int32]:
     part = slice(rows.offsets[row], rows.offsets[row + 1])
-    return rows.ids[part][rows.kinds[part] != RESPONSE]
+    prompt: NDArray[np.int32] = rows.ids[part][rows.kinds[part] != RESPONSE]
+    return prompt

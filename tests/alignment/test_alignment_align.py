@@ -1,7 +1,6 @@
-"""The whole stage on a toy world, its resume, and the modules' steps, guards and schedule."""
+"""The whole stage on a toy world, its resume, and the modules' steps and guards."""
 
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from leadre import tables
 from leadre.alignment import align as verb
 from leadre.alignment.align import align
 from leadre.alignment.config import AlignmentConfig, NoAlignment
-from leadre.alignment.module import Dpo, Rrhf, rate
+from leadre.alignment.module import Dpo, Rrhf
 from leadre.alignment.preferences import PREFERENCES
 from leadre.alignment.reference import reference_logprobs, stored_logprobs
 from leadre.alignment.rows import Rows
@@ -33,7 +32,6 @@ ADS = [(a, b, 0) for a in range(4) for b in range(4)]
 STEP = {
     "learning_rate": 3e-3,
     "min_learning_rate": 3e-4,
-    "schedule": "cosine",
     "warmup_share": 0.1,
     "weight_decay": 0.0,
 }
@@ -186,20 +184,6 @@ def test_dropout_is_off_in_training(tmp_path, compute, logger):
         trained(Dpo(model.train(), **DPO, **STEP), rows, tmp_path / str(dropout), compute, logger, epochs=1)
         weights.append(model.get_input_embeddings().weight.detach())
     assert torch.equal(*weights)
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_the_learning_rate_rises_to_its_top_and_falls_to_its_floor(schedule):
-    rates = [rate(step, num_steps=20, num_warmup=5, floor=0.1, schedule=schedule) for step in range(20)]
-    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert all(a > b for a, b in pairwise(rates[4:]))
-    assert rates[-1] == pytest.approx(0.1)
-    assert [rate(s, num_steps=1, num_warmup=0, floor=0.1, schedule=schedule) for s in (0, 1)] == [1, 0.1]
-
-
-def test_a_floor_above_the_top_is_refused():
-    with pytest.raises(ValueError, match=r"floor is 2, .* min_learning_rate of at most learning_rate"):
-        rate(0, num_steps=2, num_warmup=0, floor=2.0, schedule="linear")
 
 
 # the stage

@@ -12,7 +12,7 @@ from leadre.catalog import trie
 from leadre.lm.model import AdLM, load, save
 from leadre.sft.batches import read_rows
 from leadre.sft.config import Lora, Stage, Tuning
-from leadre.sft.module import Tuner, decay_groups
+from leadre.sft.module import Tuner
 from leadre.sft.tune import tune
 from leadre.training.logs import read_metrics
 
@@ -46,7 +46,12 @@ def _tokens(folder, name, num_rows, seed):
         kinds += [0] * (len(noise) + 1) + [2, 2]
         offsets.append(len(ids))
         targets.append(target)
-    arrays = {"ids": np.int32(ids), "kinds": np.uint8(kinds), "offsets": np.int64(offsets), "targets": np.int32(targets)}
+    arrays = {
+        "ids": np.int32(ids),
+        "kinds": np.uint8(kinds),
+        "offsets": np.int64(offsets),
+        "targets": np.int32(targets),
+    }
     save_arrays(arrays, folder / f"{name}.safetensors")
 
 
@@ -153,10 +158,3 @@ def test_what_a_stage_has_seen_is_written_down(tmp_path, folders, compute, logge
     assert budget["tasks"] == {"main": 1.5}
     assert budget["steps"] == 16
     assert 60 * 4 <= budget["tokens"] <= 60 * 6
-
-
-def test_vectors_are_not_decayed():
-    layer = torch.nn.Linear(2, 2)
-    matrices, vectors = decay_groups(layer.parameters(), 0.9)
-    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.9, 0.0)
-    assert [matrices["params"][0] is layer.weight, vectors["params"][0] is layer.bias] == [True, True]
