@@ -1,0 +1,213 @@
+"""The typed configuration of a run: one field a group of ``conf/``, and every fault told at once.
+
+Nothing heavy is imported here, so that a wrong key is told in about a second.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, RangeSweep
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from leadre.alignment.config import AlignmentConfig
+from leadre.baselines.config import BaselinesConfig
+from leadre.catalog.config import CatalogConfig
+from leadre.data.config import DataConfig
+from leadre.decoding.config import DecodingConfig
+from leadre.embedding.config import EmbeddingConfig
+from leadre.lm.config import LMConfig
+from leadre.metrics.config import MetricsConfig
+from leadre.prompts.config import PromptsConfig
+from leadre.quantizer.config import QuantizerConfig
+from leadre.settings import settings
+from leadre.sft.config import SftConfig
+from leadre.training.config import ComputeConfig, LoggerConfig
+
+CONF = Path(__file__).parent.parent / "conf"
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message lists every fault, a line each."""
+
+
+@settings
+class StoreConfig:
+    """Where results are kept."""
+
+    root: Annotated[str, Field(min_length=1)]
+
+
+@settings
+class RunConfig:
+    """All settings of a run; one field a group of ``conf/``."""
+
+    seed: int
+    store: StoreConfig
+    data: DataConfig
+    embedding: EmbeddingConfig
+    quantizer: QuantizerConfig
+    catalog: CatalogConfig
+    prompts: PromptsConfig
+    lm: LMConfig
+    sft: SftConfig
+    alignment: AlignmentConfig
+    decoding: DecodingConfig
+    baselines: BaselinesConfig
+    metrics: MetricsConfig
+    compute: ComputeConfig
+    logger: LoggerConfig
+
+    @model_validator(mode="after")
+    def _the_history_is_not_told_before_it_is_asked_for(self) -> Self:
+        order = self.prompts.arrangement
+        told_first = self.prompts.summary and "summary" in order and "behaviors" in order
+        if (
+            self.sft.tuning.loss_on == "history_and_response"
+            and told_first
+            and order.index("summary") < order.index("behaviors")
+        ):
+            raise ValueError(
+                "sft.tuning.loss_on is 'history_and_response', but prompts.arrangement puts the summary, which counts "
+                "the categories of those very ads, before the behaviors: use prompts.arrangement="
+                "[profile,behaviors,summary], prompts.summary=false, or sft.tuning.loss_on=response"
+            )
+        return self
+
+
+def load(config: DictConfig) -> RunConfig:
+    """Check a composed configuration and turn it into frozen values.
+
+    Raises:
+        ConfigError: With every fault, named by its key as the user types it.
+    """
+    plain = OmegaConf.to_container(config, resolve=True)
+    try:
+        # Through JSON: strict mode then takes a list for a tuple, but refuses "3", True and 3.0 for an int.
+        return TypeAdapter(RunConfig).validate_json(json.dumps(plain), strict=True)
+    except ValidationError as error:
+        raise ConfigError(_message(_told(error))) from None
+
+
+def check(arguments: Sequence[str], *, name: str = "run") -> None:
+    """Check a command line before anything heavy is imported: groups, keys and values, all faults at once.
+
+    Of a multirun the first job is checked, and every other value of a sweep in its place.
+
+    Args:
+        arguments: The command line without the program's name; Hydra's own flags are passed over.
+        name: The primary config in ``conf/``.
+
+    Raises:
+        ConfigError: With every fault.
+    """
+    typed = [argument for argument in arguments if re.match(r"^(~|\+{0,2}[\w/@.]+=)", argument)]
+    try:
+        overrides = OverridesParser.create().parse_overrides(typed)
+    except HydraException as error:
+        raise ConfigError(_message([str(error).splitlines()[0]])) from None
+    faults: dict[str, None] = {}  # a set that keeps its order
+    for job in _jobs(overrides):
+        faults |= dict.fromkeys(_faults(job, name))
+    if faults:
+        raise ConfigError(_message(list(faults)))
+
+
+def _faults(job: Sequence[tuple[Override, str]], name: str) -> list[str]:
+    """The faults of one job, given its overrides with one value each."""
+    faults, good = [], []
+    for override, text in job:
+        key = override.key_or_group
+        group = CONF / key
+        value = text.partition("=")[2]
+        if group.is_dir() and override.package is None:
+            options = sorted(path.stem for path in group.glob("*.yaml"))
+            if value not in options:
+                faults.append(f"{key}: no such option (got {value}); choose from {', '.join(options)}")
+                continue
+            good.append(text)
+        elif key.startswith("hydra") or override.type is not OverrideType.CHANGE:
+            good.append(text)
+        else:
+            good.append("++" + text)  # added by force, so that the schema can tell an unknown key with all the others
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = compose(name, good)
+            OmegaConf.resolve(composed)
+        load(composed)
+    except ConfigError as error:
+        faults += str(error).splitlines()[1:]
+    except (HydraException, OmegaConfBaseException) as error:
+        faults.append(str(error).splitlines()[0])
+    finally:
+        GlobalHydra.instance().clear()
+    return [fault.strip() for fault in faults]
+
+
+def _jobs(overrides: Sequence[Override]) -> Iterator[list[tuple[Override, str]]]:
+    """The first job of a sweep, then each further value of each sweep in its place."""
+    values = [_values(override) for override in overrides]
+    first = [options[0] for options in values]
+    yield list(zip(overrides, first, strict=True))
+    for place, options in enumerate(values):
+        for option in options[1:]:
+            yield list(zip(overrides, chain(first[:place], [option], first[place + 1 :]), strict=True))
+
+
+def _values(override: Override) -> list[str]:
+    """The override as it is typed for one job, once for each of its values."""
+    text = override.input_line or ""
+    if not override.is_sweep_override() or not isinstance(override.value(), ChoiceSweep | RangeSweep):
+        return [text]
+    key = text.partition("=")[0]
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def _told(error: ValidationError) -> list[str]:
+    return [_fault(dict(fault)) for fault in error.errors()]
+
+
+def _fault(fault: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in _as_typed(fault["loc"]))
+    got = "" if fault["type"] in {"missing", "value_error"} else f" (got {_short(fault['input'])})"
+    message = {
+        "unexpected_keyword_argument": "unknown key",
+        "missing": "is missing",
+        "missing_argument": "is missing",
+    }.get(fault["type"], fault["msg"].removeprefix("Value error, "))
+    return f"{key}: {message}{got}" if key else f"{message}{got}"
+
+
+def _as_typed(location: tuple[int | str, ...]) -> Iterator[int | str]:
+    """The path of a fault without the tags that pydantic puts in for the chosen member of a union."""
+    for depth, part in enumerate(location):
+        if not (depth == 1 and isinstance(part, str) and part in _KINDS.get(str(location[0]), ())):
+            yield part
+
+
+def _kinds_of(group: str) -> frozenset[str]:
+    schema = TypeAdapter(RunConfig).json_schema()["properties"][group]
+    return frozenset(schema.get("discriminator", {}).get("mapping", ()))
+
+
+_UNIONS = ("data", "embedding", "quantizer", "lm", "alignment", "logger")
+_KINDS = {group: _kinds_of(group) for group in _UNIONS}
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value) if not isinstance(value, str) else value
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _message(faults: Sequence[str]) -> str:
+    return "The configuration is wrong:\n" + "\n".join(f"  {fault}" for fault in faults)

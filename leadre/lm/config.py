@@ -1,0 +1,40 @@
+"""Settings of the language model."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from leadre.settings import settings
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@settings
+class TinyLM:
+    """A HunYuan dense decoder with random weights and a tokenizer trained on the corpus: no download needed."""
+
+    kind: Literal["tiny"]
+    hidden_size: Count
+    layers: Count
+    heads: Count
+    kv_heads: Count
+    intermediate_size: Count
+    text_tokens: Annotated[int, Field(ge=300)]
+    initializer_range: Annotated[float, Field(gt=0)]
+    sid_start: Literal["normal", "mean"]
+    seed: int
+
+
+@settings
+class PretrainedLM:
+    """Any Transformers causal language model, from a local folder or by hub name."""
+
+    kind: Literal["pretrained"]
+    model: Annotated[str, Field(min_length=1)]
+    revision: str | None
+    dtype: Literal["float32", "bfloat16"]
+    sid_start: Literal["normal", "mean"]
+    seed: int
+
+
+LMConfig = Annotated[TinyLM | PretrainedLM, Field(discriminator="kind")]

@@ -1,0 +1,259 @@
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+from tokenizers import AddedToken, processors
+
+from leadre import tables
+from leadre.lm import encode as stage
+from leadre.lm.encode import encode, encode_pairs
+from leadre.lm.fragments import Fragments
+from leadre.lm.model import ABOUT
+from leadre.lm.tokenizer import plain_tokenizer, train_tokenizer
+from leadre.lm.vocabulary import Vocabulary, load_vocabulary
+from leadre.prompts.segments import ad, soft, text
+
+SIDS = pl.DataFrame(
+    {"ad_id": ["A", "B", "C"], "sid": [[0, 1], [0, 2], [3, 0]], "name": ["<a_0> <b_1>", "<a_0> <b_2>", "<a_3> <b_0>"]},
+    schema=tables.SIDS.schema,
+)
+HOSTILE = ["<a_0>", "<a_0> <b_1>", "<|endoftext|>", "<think>", "<s>", "<Learnable Token>"]
+UNTRUSTED = st.lists(st.one_of(st.text(max_size=6), st.sampled_from(HOSTILE)), max_size=4).map("".join)
+
+
+def _vocabulary(*, bos=False):
+    tokenizer = train_tokenizer(["1 days ago^click on ad^", "; ", "title"] * 3, 300)
+    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "<|endoftext|>"})
+    tokenizer.add_tokens([AddedToken("<think>", special=False)])
+    if bos:
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+        )
+    first = len(tokenizer)
+    return Vocabulary(tokenizer, sid_offsets=(first + 2, first + 12), soft_ids=(first, first + 1))
+
+
+PLAIN, WITH_BOS = _vocabulary(), _vocabulary(bos=True)
+FIRST = len(PLAIN.tokenizer)
+
+
+def _pair(ad_id="C", *, head=(), lead=(), behaviors=(), tail=()):
+    return {
+        "user_id": "u",
+        "ad_id": ad_id,
+        "head": list(head),
+        "lead": list(lead),
+        "behaviors": [list(behavior) for behavior in behaviors],
+        "tail": list(tail),
+    }
+
+
+def _batch(*pairs):
+    table = pl.DataFrame(list(pairs), schema=tables.PAIRS.schema).to_arrow(compat_level=pl.CompatLevel.oldest())
+    return table.combine_chunks().to_batches()[0]
+
+
+def _encode(*pairs, max_tokens=10_000, cut=False, vocabulary=PLAIN):
+    return encode_pairs(_batch(*pairs), Fragments(vocabulary, SIDS), max_tokens=max_tokens, cut=cut)
+
+
+def _rows(encoded):
+    return [
+        list(zip(encoded.ids[begin:end].tolist(), encoded.kinds[begin:end].tolist(), strict=True))
+        for begin, end in zip(encoded.offsets[:-1], encoded.offsets[1:], strict=True)
+    ]
+
+
+def _reference(pair, max_tokens, vocabulary=PLAIN):
+    """One prompt, one segment at a time, dropping one behavior at a time."""
+    plain, softs = plain_tokenizer(vocabulary.tokenizer), iter(vocabulary.soft_ids)
+    codes = dict(SIDS.select("ad_id", "sid").iter_rows())
+
+    def tokens(segments, ad_kind=1):
+        found = []
+        for segment in segments:
+            match segment["kind"]:
+                case "text":
+                    found += [(token, 0) for token in plain.encode(segment["value"], add_special_tokens=False).ids]
+                case "ad":
+                    sid = zip(codes[segment["value"]], vocabulary.sid_offsets, strict=True)
+                    found += [(code + offset, ad_kind) for code, offset in sid]
+                case "soft":
+                    found.append((next(softs), 0))
+        return found
+
+    head, tail, response = tokens(pair["head"]), tokens(pair["tail"]), tokens([ad(pair["ad_id"])], ad_kind=2)
+    behaviors = [tokens(behavior) for behavior in pair["behaviors"]]
+    lead = tokens(pair["lead"])
+    while behaviors and len(head) + len(lead) + sum(map(len, behaviors)) + len(tail) + len(response) > max_tokens:
+        behaviors.pop(0)
+    middle = [*lead, *(token for behavior in behaviors for token in behavior)] if behaviors else []
+    return [*head, *middle, *tail, *response]
+
+
+SEGMENTS = st.lists(st.one_of(UNTRUSTED.map(text), st.sampled_from("ABC").map(ad)), max_size=3)
+FULL_SEGMENTS = st.lists(st.one_of(UNTRUSTED.map(text), st.sampled_from("ABC").map(ad)), min_size=1, max_size=3)
+PAIRS = st.builds(
+    lambda softs, ad_id, head, lead, behaviors, tail: _pair(
+        ad_id, head=[*[soft()] * softs, *head], lead=lead, behaviors=behaviors, tail=tail
+    ),
+    st.integers(0, 2),
+    st.sampled_from("ABC"),
+    SEGMENTS,
+    SEGMENTS,
+    st.lists(FULL_SEGMENTS, max_size=4),
+    SEGMENTS,
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(pairs=st.lists(PAIRS, min_size=1, max_size=3), spare=st.integers(0, 60))
+def test_cached_fragments_equal_encoding_one_segment_at_a_time_within_any_budget(pairs, spare):
+    bare = [{**pair, "lead": [], "behaviors": []} for pair in pairs]
+    max_tokens = max(len(_reference(pair, 10**9)) for pair in bare) + spare
+    encoded = _encode(*pairs, max_tokens=max_tokens)
+    assert _rows(encoded) == [_reference(pair, max_tokens) for pair in pairs]
+    assert np.diff(encoded.offsets).max() <= max_tokens
+
+
+@settings(deadline=None, max_examples=40)
+@given(UNTRUSTED)
+def test_no_text_becomes_a_reserved_token(untrusted):
+    encoded = _encode(_pair(head=[text(untrusted)], behaviors=[[text(untrusted), ad("A"), text(untrusted)]]))
+    of_text = encoded.ids[encoded.kinds == 0]
+    assert of_text.max(initial=0) < min(PLAIN.tokenizer.added_tokens_decoder)
+    assert PLAIN.tokenizer.decode(of_text) == untrusted * 3
+
+
+def test_ids_kinds_and_targets_are_as_by_hand():
+    pair = _pair(
+        "C", head=[text("a"), soft(), soft()], lead=[text("b")], behaviors=[[ad("B"), text("c")]], tail=[text("d")]
+    )
+    a, b, c, d = (PLAIN.tokenizer.encode(letter)[0] for letter in "abcd")
+    history, response = [FIRST + 2 + 0, FIRST + 12 + 2], [FIRST + 2 + 3, FIRST + 12 + 0]
+    encoded = _encode(pair, _pair("A"))
+    assert encoded.ids.tolist() == [a, FIRST, FIRST + 1, b, *history, c, d, *response, FIRST + 2, FIRST + 12 + 1]
+    assert encoded.kinds.tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 2, 2, 2, 2]
+    assert encoded.offsets.tolist() == [0, 10, 12]
+    assert encoded.targets.tolist() == [2, 0]
+    assert [array.dtype for array in encoded[:4]] == [np.int32, np.uint8, np.int64, np.int32]
+
+
+@pytest.mark.parametrize(("max_tokens", "kept"), [(100, 3), (11, 3), (10, 2), (8, 1), (7, 1), (6, 0), (4, 0)])
+def test_the_newest_behaviors_stay_and_the_lead_goes_with_the_last(max_tokens, kept):
+    # Head, tail and response take 4 tokens, the lead 1, the behaviors 2 each, by hand.
+    pair = _pair(head=[text("h")], lead=[text("l")], tail=[text("t")], behaviors=[[text(n), text(";")] for n in "123"])
+    encoded = _encode(pair, max_tokens=max_tokens)
+    shown = "hl" + "".join(f"{n};" for n in "123"[3 - kept :]) + "t" if kept else "ht"
+    assert PLAIN.tokenizer.decode(encoded.ids[encoded.kinds == 0]) == shown
+    assert (encoded.dropped, encoded.cut) == (3 - kept, 0)
+
+
+def test_a_prompt_that_does_not_fit_without_its_behaviors_is_refused():
+    pair = _pair(head=[text("x" * 20)], behaviors=[[text("y")]], tail=[text("z")])
+    with pytest.raises(ValueError, match=r"max_tokens is 20, but the prompt of row 1 needs 23 .* to at least 23"):
+        _encode(_pair(), pair, max_tokens=20)
+
+
+def test_of_a_long_description_the_end_is_cut_but_never_the_question():
+    long = _pair(head=[soft(), text("Given "), text("x" * 50)], tail=[text("?")])
+    short = _pair(head=[soft(), text("Given "), text("x")], tail=[text("?")])
+    encoded = _encode(long, short, max_tokens=20, cut=True)
+    begin, end = encoded.offsets[:2]
+    assert end - begin == 20
+    assert PLAIN.tokenizer.decode(encoded.ids[begin + 1 : end - 2]) == "Given " + "x" * 10 + "?"
+    assert encoded.cut == 40
+    assert _rows(encoded)[1] == _reference(short, 20)
+    with pytest.raises(ValueError, match="needs 10 tokens"):
+        _encode(long, max_tokens=9, cut=True)
+
+
+def test_a_tokenizer_that_begins_texts_with_a_token_begins_prompts_with_it_once():
+    pair = _pair(head=[text("a")], tail=[text("b")], behaviors=[[text("c")]])
+    encoded = _encode(pair, vocabulary=WITH_BOS, max_tokens=6)
+    bos = WITH_BOS.tokenizer.bos_token_id
+    assert encoded.ids.tolist() == [bos, *(token for token, _ in _reference(pair, 5, WITH_BOS))]
+    assert encoded.kinds[0] == 0
+    assert PLAIN.tokenizer.bos_token_id == bos
+    assert bos not in _encode(pair).ids
+
+
+def test_an_ad_outside_the_catalog_is_refused():
+    with pytest.raises(ValueError, match=r"pairs hold the ad 'Z' \(and 0 more\) that the catalog does not"):
+        _encode(_pair(behaviors=[[ad("Z")]]))
+
+
+def test_a_model_of_another_catalog_is_refused():
+    with pytest.raises(ValueError, match=r"tokens for 1 S-ID levels, but the catalog has \[2\]: make the base model"):
+        Fragments(PLAIN._replace(sid_offsets=(FIRST,)), SIDS)
+    with pytest.raises(ValueError, match="is an S-ID or learnable token, but also one of the"):
+        Fragments(PLAIN._replace(soft_ids=(5,)), SIDS)
+
+
+def test_a_tokenizer_that_cannot_keep_control_tokens_out_is_refused():
+    tokenizer = train_tokenizer(["ab"] * 3, 257)
+    tokenizer.add_special_tokens({"eos_token": "ab"})  # a control token that is also a word of the vocabulary
+    first = len(tokenizer)
+    fragments = Fragments(Vocabulary(tokenizer, (first, first + 1), ()), SIDS)
+    with pytest.raises(ValueError, match="makes the control token 256 of the text 'xab'"):
+        encode_pairs(_batch(_pair(head=[text("xab")])), fragments, max_tokens=50, cut=False)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    base, catalog, pairs, out = (tmp_path / name for name in ("base", "catalog", "pairs", "out"))
+    for folder in (base, catalog, pairs, out):
+        folder.mkdir()
+    PLAIN.tokenizer.save_pretrained(base)
+    (base / ABOUT).write_text(json.dumps({"sid_offsets": PLAIN.sid_offsets, "soft_ids": PLAIN.soft_ids}))
+    tables.write(tables.SIDS, SIDS, catalog / "sids.parquet")
+    (pairs / "prompts.json").write_text(json.dumps({"max_tokens": 12, "soft_tokens": 1}))
+    return base, catalog, pairs, out
+
+
+def _write(pairs, folder, name):
+    tables.write(tables.PAIRS, pl.DataFrame(pairs, schema=tables.PAIRS.schema), folder / f"{name}.parquet")
+
+
+def test_every_file_of_pairs_becomes_a_file_of_tokens(folders, monkeypatch):
+    base, catalog, pairs, out = folders
+    main = [_pair(ad_id, head=[text("q"), soft()], behaviors=[[ad("A"), text(";")]] * 5) for ad_id in "CAB"]
+    _write(main, pairs, "main.train")
+    _write([_pair("A", head=[text("d" * 30)], tail=[text("?")])], pairs, "explicit.train")
+    _write([], pairs, "main.valid")
+    monkeypatch.setattr(stage, "ROWS", 2)  # more than one batch
+    encode(base, catalog, pairs, out=out)
+    found = load_file(out / "main.train.safetensors")
+    assert found["targets"].tolist() == [2, 0, 1]
+    expected = [token for pair in main for token, _ in _reference(pair, 12)]
+    assert found["ids"].tolist() == expected
+    assert found["offsets"].tolist() == [0, 10, 20, 30]
+    assert load_file(out / "main.valid.safetensors")["offsets"].tolist() == [0]
+    assert json.loads((out / "encode.json").read_text()) == {
+        "explicit.train": {"rows": 1, "tokens_mean": 12.0, "tokens_max": 12, "dropped_behaviors": 0, "cut_tokens": 21},
+        "main.train": {"rows": 3, "tokens_mean": 10.0, "tokens_max": 10, "dropped_behaviors": 9, "cut_tokens": 0},
+        "main.valid": {"rows": 0, "tokens_mean": 0.0, "tokens_max": 0, "dropped_behaviors": 0, "cut_tokens": 0},
+    }
+
+
+def test_a_model_with_too_few_learnable_tokens_is_refused(folders):
+    base, catalog, pairs, out = folders
+    (pairs / "prompts.json").write_text(json.dumps({"max_tokens": 12, "soft_tokens": 3}))
+    with pytest.raises(ValueError, match=r"has 2 learnable tokens, but prompts.soft_tokens is 3: make the base model"):
+        encode(base, catalog, pairs, out=out)
+
+
+def test_the_vocabulary_of_a_folder_is_read_without_weights(folders):
+    base, *_ = folders
+    vocabulary = load_vocabulary(base)
+    assert vocabulary[1:] == PLAIN[1:]
+    assert vocabulary.tokenizer.encode("1 days ago^") == PLAIN.tokenizer.encode("1 days ago^")
+
+
+def test_a_folder_without_token_ids_is_no_model(tmp_path):
+    with pytest.raises(ValueError, match=r"which has no leadre.json, so it is not a model that knows S-IDs"):
+        load_vocabulary(tmp_path)

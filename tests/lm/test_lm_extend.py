@@ -1,0 +1,96 @@
+import json
+from dataclasses import replace
+
+import polars as pl
+import pytest
+import torch
+
+from leadre import tables
+from leadre.lm.config import PretrainedLM, TinyLM
+from leadre.lm.extend import extend, start_rows
+from leadre.lm.model import load
+
+TINY = TinyLM(
+    kind="tiny",
+    hidden_size=16,
+    layers=1,
+    heads=2,
+    kv_heads=1,
+    intermediate_size=32,
+    text_tokens=300,
+    initializer_range=0.02,
+    sid_start="normal",
+    seed=0,
+)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    catalog, pairs = tmp_path / "catalog", tmp_path / "pairs"
+    catalog.mkdir()
+    pairs.mkdir()
+    (catalog / "tokens.json").write_text(json.dumps({"levels": [4, 3, 2], "tokens": []}))
+    (pairs / "prompts.json").write_text(json.dumps({"soft_tokens": 2}))
+    text = [{"kind": "text", "value": "what ad will the user be interested in next time?"}]
+    row = {"user_id": "u", "ad_id": "x", "head": text, "lead": text, "behaviors": [text], "tail": text}
+    frame = pl.DataFrame([row], schema=tables.PAIRS.schema)
+    tables.write(tables.PAIRS, frame, pairs / "main.train.parquet")
+    return catalog, pairs
+
+
+def _extend(config, folders, out):
+    out.mkdir()
+    extend(config, *folders, out=out)
+    return load(out)
+
+
+def test_the_new_tokens_are_ids_behind_the_text_vocabulary(tmp_path, folders):
+    lm = _extend(TINY, folders, tmp_path / "base")
+    first = len(lm.tokenizer)
+    assert lm.soft_ids == (first, first + 1)
+    assert lm.sid_offsets == (first + 2, first + 6, first + 9)
+    assert lm.model.get_input_embeddings().num_embeddings == first + 11
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(tmp_path, folders):
+    one, same = (_extend(TINY, folders, tmp_path / name).model.state_dict() for name in ("one", "same"))
+    other = _extend(replace(TINY, seed=1), folders, tmp_path / "other").model.state_dict()
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(("how", "spread"), [("normal", 1.0), ("mean", 0.01)])
+def test_new_rows_have_the_mean_of_the_old_ones_and_no_two_are_equal(tmp_path, folders, how, spread):
+    model = _extend(TINY, folders, tmp_path / "base").model
+    model.resize_token_embeddings(1300, mean_resizing=False)
+    start_rows(model, 300, how=how, seed=0)
+    weight = model.get_input_embeddings().weight.detach()
+    old, new = weight[:300], weight[300:]
+    assert torch.allclose(new.std(0), spread * old.std(0), rtol=0.15)
+    assert torch.allclose(new.mean(0), old.mean(0), atol=0.2 * spread * float(old.std()))
+    assert len(new.unique(dim=0)) == 1000
+
+
+def test_a_pretrained_model_in_a_local_folder_keeps_its_own_rows(tmp_path, folders):
+    own = _extend(TINY, folders, tmp_path / "own")
+    config = PretrainedLM(
+        kind="pretrained", model=str(tmp_path / "own"), revision=None, dtype="float32", sid_start="mean", seed=0
+    )
+    lm = _extend(config, folders, tmp_path / "base")
+    size = own.model.get_input_embeddings().num_embeddings
+    assert lm.soft_ids == (size, size + 1)
+    weights = lm.model.get_input_embeddings().weight[:size]
+    assert torch.equal(weights, own.model.get_input_embeddings().weight)
+
+
+def test_weights_that_are_not_there_are_told_with_what_works_offline(tmp_path, folders):
+    config = PretrainedLM(
+        kind="pretrained", model="nobody/nothing", revision=None, dtype="float32", sid_start="mean", seed=0
+    )
+    with pytest.raises(ValueError, match=r"lm\.model is 'nobody/nothing'.*local folder, or use lm=tiny"):
+        _extend(config, folders, tmp_path / "base")
+
+
+def test_heads_that_do_not_divide_are_told_by_key(tmp_path, folders):
+    with pytest.raises(ValueError, match=r"lm\.hidden_size \(16\) must be divisible by lm\.heads \(3\)"):
+        _extend(replace(TINY, heads=3), folders, tmp_path / "base")

@@ -1,0 +1,29 @@
+"""Run the main job: prepare, tune, align, generate, score; print the table and where everything lies.
+
+python train.py                                                  # the embedded world
+python train.py data=tables data.root=my_tables                  # your own
+python train.py -m sft=ex_im_main,main_only alignment=none,dpo   # a sweep, with one table at its end
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from leadre.config import ConfigError, check, load
+
+
+@hydra.main(config_path="conf", config_name="run", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """One job."""
+    from leadre.job import run_job  # heavy: imported only when the configuration is right
+
+    run_job(load(config), train=True)
+
+
+if __name__ == "__main__":
+    try:
+        check(sys.argv[1:])
+    except ConfigError as error:
+        sys.exit(str(error))
+    main()
