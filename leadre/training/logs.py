@@ -108,6 +108,14 @@ def wandb_logger(config: WandbLogs, *, name: str, job_type: str) -> WandbLogger:
     )
 
 
+def log_scores(config: WandbLogs, systems: Mapping[str, Mapping[str, float | None]]) -> None:
+    """A W&B run of its own for the scores of all systems, named ``test/<system>/<metric>``; undefined ones are not."""
+    run = wandb_logger(config, name="scores", job_type="scores")
+    flat = {f"test/{system}/{name}": value for system, row in systems.items() for name, value in row.items()}
+    run.log_metrics({name: value for name, value in flat.items() if value is not None})
+    run.experiment.finish()
+
+
 def _has_wandb_key() -> bool:
     if os.environ.get("WANDB_MODE") in {"offline", "disabled"}:
         return False

@@ -1,0 +1,258 @@
+"""The verb of the room: score LEADRE and every baseline on the test users, and compare them."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from leadre import tables
+from leadre.metrics import diversity, ranking, uncertainty
+from leadre.metrics.config import MetricsConfig
+from leadre.metrics.ranking import NO_AD, Rows, Scores
+
+VERSION = 1
+
+LEADRE = "LEADRE"
+ORACLE = "oracle"
+LABELS = "ltr"
+"""The file of another retrieval strategy's labels; it is compared against (LTRR), and is no system of its own."""
+
+log = logging.getLogger(__name__)
+
+
+class Lists(NamedTuple):
+    """One system's lists for the N scored users.
+
+    Attributes:
+        rows: ``(N, W)`` catalog rows by rank, -1 where there is no ad or one that the catalog does not have.
+        invalid: How many ads of these lists are not in the catalog; each is a miss at its place.
+        other_users: How many users have a list and are not scored.
+    """
+
+    rows: Rows
+    invalid: int
+    other_users: int
+
+
+def score(config: MetricsConfig, world: Path, catalog: Path, baselines: Path, generations: Path, *, out: Path) -> None:
+    """Score all lists against the ads that the test users clicked (LEADRE 5.1.2, 5.2.3).
+
+    Writes ``scores.json`` and ``per_user.parquet`` (user_id, system, rank of the clicked ad, null where it is
+    not in the list). A user without a test target, or with one that the catalog does not have, is left out and
+    counted; a user without a list scores 0 and is counted.
+
+    Args:
+        config: The cuts and the bootstrap.
+        world: Holds ``split``, ``ads`` and, for a synthetic world, ``oracle``.
+        catalog: Holds ``sids``: the row order of the catalog.
+        baselines: One table of lists a baseline; ``ltr`` holds the LTR labels.
+        generations: ``lists``: what LEADRE recommends.
+        out: Where the results go.
+
+    Raises:
+        ValueError: If no user can be scored, a user has two test targets, or ranks are not 1..n.
+        TableError: If a table is not as declared.
+    """
+    sids = tables.read(tables.SIDS, catalog / "sids.parquet")
+    ads = sids.select("ad_id").with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
+    users, excluded = scored_users(tables.read(tables.SPLIT, world / "split.parquet"), ads)
+    categories = _categories(tables.read(tables.ADS, world / "ads.parquet"), ads)
+    targets = users["row"].to_numpy()[:, None]  # (N, 1)
+    labels = read_lists(baselines / f"{LABELS}.parquet", users, ads).rows
+    systems = {name: read_lists(path, users, ads) for name, path in _systems(world, baselines, generations).items()}
+    _warn_of_short_lists(config, systems)
+    values = {name: _per_user(config, lists.rows, targets, labels, categories) for name, lists in systems.items()}
+    result = {
+        "users": len(users),
+        "excluded": excluded,
+        "ads": len(ads),
+        "ltr_users": int((labels != NO_AD).any(axis=1).sum()),
+        "chance": {f"HR@{k}": min(1.0, k / len(ads)) for k in config.hr_ks},
+        "systems": {name: _summary(config, lists, values[name], categories) for name, lists in systems.items()},
+        "intervals": {name: _intervals(config, of_users) for name, of_users in values.items()},
+        "differences": {
+            f"{LEADRE} - {name}": _difference(config, values[LEADRE], values[name])
+            for name in systems
+            if name != LEADRE
+        },
+        "bootstrap": {
+            "samples": config.bootstrap_samples,
+            "seed": config.seed,
+            "confidence": config.confidence,
+        },
+    }
+    (out / "scores.json").write_text(json.dumps(_nan_to_none(result), indent=2, allow_nan=False) + "\n")
+    _ranks(users, systems, targets).write_parquet(out / "per_user.parquet")
+    log.info("scored %s systems on %s users", len(systems), len(users))
+
+
+def scored_users(split: pl.DataFrame, ads: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Find the users that have a test target in the catalog.
+
+    Args:
+        split: The table of targets.
+        ads: ``ad_id`` and its catalog ``row``.
+
+    Returns:
+        ``user_id``, ``user`` (0..N-1, by user_id) and ``row`` of the target; and how many are left out, and why.
+
+    Raises:
+        ValueError: If nobody is left, or a user has two test targets.
+    """
+    targets = split.filter(pl.col("role") == "test").select("user_id", "ad_id")
+    if twice := targets["user_id"].is_duplicated().sum():
+        raise ValueError(f"split has {twice} test rows of users with more than one: a user has one test target")
+    users = targets.join(ads, on="ad_id", how="inner").sort("user_id").select("user_id", "row")
+    excluded = {
+        "no_test_target": split["user_id"].n_unique() - len(targets),
+        "target_outside_catalog": len(targets) - len(users),
+    }
+    if users.is_empty():
+        raise ValueError(f"no user can be scored ({excluded}): the split needs test targets that the catalog has")
+    return users.with_row_index("user").with_columns(pl.col("user").cast(pl.Int64)), excluded
+
+
+def read_lists(path: Path, users: pl.DataFrame, ads: pl.DataFrame) -> Lists:
+    """Read a table of lists as catalog rows of the scored users.
+
+    Raises:
+        ValueError: If a user's ranks are not 1..n, each once.
+        TableError: If the table is not as declared.
+    """
+    lists = tables.read(tables.LISTS, path)
+    of_user = lists.group_by("user_id").agg(
+        (pl.col("rank").n_unique() != pl.len()) | (pl.col("rank").min() != 1) | (pl.col("rank").max() != pl.len())
+    )
+    if broken := of_user.filter(pl.col("rank"))["user_id"].sort().to_list():
+        raise ValueError(f"{path}: ranks of user {broken[0]!r} (one of {len(broken)}) are not 1..n, each once")
+    ours = lists.join(users.select("user_id", "user"), on="user_id").join(ads, on="ad_id", how="left")
+    places = ours["rank"].to_numpy() - 1
+    rows = np.full((len(users), int(places.max(initial=-1)) + 1), NO_AD, dtype=np.int64)
+    rows[ours["user"].to_numpy(), places] = ours["row"].fill_null(NO_AD).to_numpy()
+    others = lists["user_id"].n_unique() - ours["user_id"].n_unique()
+    return Lists(rows=rows, invalid=ours["row"].null_count(), other_users=others)
+
+
+def _systems(world: Path, baselines: Path, generations: Path) -> dict[str, Path]:
+    """The table of each system: LEADRE, the baselines by name, then the oracle of a synthetic world."""
+    found = {LEADRE: generations / "lists.parquet"}
+    found |= {path.stem: path for path in sorted(baselines.glob("*.parquet")) if path.stem != LABELS}
+    if (oracle := world / f"{ORACLE}.parquet").exists():
+        found[ORACLE] = oracle
+    return found
+
+
+def _categories(ads: pl.DataFrame, rows: pl.DataFrame) -> Rows:
+    """``(A,)`` the first category of each catalog row as a number; our choice: ads without one share a category."""
+    names = rows.join(ads.select("ad_id", "first_category"), on="ad_id", how="left", maintain_order="left")
+    return names["first_category"].rank("dense").fill_null(0).cast(pl.Int64).to_numpy()
+
+
+def _per_user(config: MetricsConfig, lists: Rows, targets: Rows, labels: Rows, categories: Rows) -> dict[str, Scores]:
+    """Each metric's ``(N,)`` numbers, in the order of the report."""
+    k = config.diversity_k
+    return (
+        {f"HR@{k}": ranking.hit_rate(lists, targets, k=k) for k in config.hr_ks}
+        | {f"NDCG@{k}": ranking.ndcg(lists, targets, k=k) for k in config.ndcg_ks}
+        | {f"LTRR@{k}": ranking.recall(lists, labels, k=k) for k in config.ltrr_ks}
+        | {f"LTRR_capped@{k}": ranking.capped_recall(lists, labels, k=k) for k in config.ltrr_ks}
+        | {
+            f"Concentration@{k}": diversity.concentration(lists, categories, k=k),
+            f"Abundance@{k}": diversity.abundance(lists, categories, k=k),
+            f"Diversity@{k}": diversity.diversity(lists, categories, k=k),
+        }
+    )
+
+
+def _summary(config: MetricsConfig, lists: Lists, values: Mapping[str, Scores], categories: Rows) -> dict[str, float]:
+    """The means over users, and what is wrong with the lists."""
+    kept = ranking.deduplicate(lists.rows)
+    sizes = (kept != NO_AD).sum(axis=1)
+    means = dict(zip(values, uncertainty.mean_of_scored(_table(values)).tolist(), strict=True))
+    spread = diversity.global_concentration(lists.rows, categories, k=config.diversity_k)
+    return means | {
+        f"global_concentration@{config.diversity_k}": spread,
+        "invalid_ads": lists.invalid,
+        "duplicate_ads": int((lists.rows != NO_AD).sum() - sizes.sum()),
+        "empty_lists": int((sizes == 0).sum()),
+        "short_lists": int((sizes < _longest_cut(config)).sum()),
+        "other_users": lists.other_users,
+    }
+
+
+def _longest_cut(config: MetricsConfig) -> int:
+    return max(*config.hr_ks, *config.ndcg_ks, *config.ltrr_ks, config.diversity_k)
+
+
+def _warn_of_short_lists(config: MetricsConfig, systems: Mapping[str, Lists]) -> None:
+    longest = _longest_cut(config)
+    for name, lists in systems.items():
+        if (width := lists.rows.shape[1]) < longest:
+            log.warning(
+                "%s: no list has more than %s ads, so numbers at %s cannot pass those at %s",
+                name,
+                width,
+                longest,
+                width,
+            )
+
+
+def _intervals(config: MetricsConfig, values: Mapping[str, Scores]) -> dict[str, list[float]]:
+    """Wilson's interval for HR@K, the bootstrap's for the rest."""
+    ends = uncertainty.bootstrap_interval(
+        _table(values),
+        samples=config.bootstrap_samples,
+        confidence=config.confidence,
+        generator=np.random.default_rng(config.seed),
+    )
+    found = {name: [float(ends.low[i]), float(ends.high[i])] for i, name in enumerate(values)}
+    for name in values:
+        if name.startswith("HR@"):
+            hits, users = int(values[name].sum()), len(values[name])
+            found[name] = list(uncertainty.wilson(hits, users, confidence=config.confidence))
+    return found
+
+
+def _difference(
+    config: MetricsConfig, first: Mapping[str, Scores], second: Mapping[str, Scores]
+) -> dict[str, dict[str, float]]:
+    found = uncertainty.paired_bootstrap(
+        _table(first),
+        _table(second),
+        samples=config.bootstrap_samples,
+        confidence=config.confidence,
+        generator=np.random.default_rng(config.seed),
+    )
+    return {
+        name: {field: float(column[i]) for field, column in found._asdict().items()} for i, name in enumerate(first)
+    }
+
+
+def _ranks(users: pl.DataFrame, systems: Mapping[str, Lists], targets: Rows) -> pl.DataFrame:
+    """``user_id``, ``system``, ``rank``: where the clicked ad stands, null where it does not."""
+    return pl.concat(
+        users.select(
+            "user_id",
+            pl.lit(name).alias("system"),
+            pl.Series("rank", ranking.rank_of(lists.rows, targets), dtype=pl.Int32),
+        )
+        for name, lists in systems.items()
+    ).with_columns(pl.when(pl.col("rank") > 0).then("rank"))
+
+
+def _table(values: Mapping[str, Scores]) -> Scores:
+    return np.stack(list(values.values()), axis=1)  # (N, V)
+
+
+def _nan_to_none(value: Any) -> Any:  # noqa: ANN401  # any JSON value
+    """JSON has no NaN: a metric that nobody could be scored in is null."""
+    if isinstance(value, dict):
+        return {key: _nan_to_none(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_nan_to_none(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,165 @@
+"""How sure a mean over users is: the bootstrap over users, and Wilson's interval for shares.
+
+``values`` is ``(N, V)``: V numbers a user, NaN where a user is not scored. The same draw of users serves all V
+columns and both sides of a comparison, so that what users have in common cancels out.
+"""
+
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = NDArray[np.float64]
+
+_DRAWS_AT_ONCE = 32
+
+
+class Interval(NamedTuple):
+    """The ends of an interval, one an entry: ``(V,)`` each."""
+
+    low: Scores
+    high: Scores
+
+
+class Difference(NamedTuple):
+    """How much more one system has than another, by metric: ``(V,)`` each.
+
+    Attributes:
+        mean: The difference of the means.
+        low: The lower end of its interval.
+        high: The upper end of its interval.
+        ratio: The first mean over the second one; NaN where that is 0.
+    """
+
+    mean: Scores
+    low: Scores
+    high: Scores
+    ratio: Scores
+
+
+def wilson(hits: int, users: int, *, confidence: float) -> tuple[float, float]:
+    """Wilson's interval for a share such as HR@K; unlike the bootstrap it has a width at 0 and at 1.
+
+    Args:
+        hits: Users with a hit.
+        users: All users.
+        confidence: The share of such intervals that hold the true share.
+
+    Returns:
+        The ends, in [0, 1].
+
+    Raises:
+        ValueError: If there are no users, or not 0 <= hits <= users.
+
+    Example:
+        >>> [round(end, 4) for end in wilson(0, 10, confidence=0.95)]
+        [0.0, 0.2775]
+    """
+    if users < 1 or not 0 <= hits <= users:
+        raise ValueError(f"{hits} hits of {users} users is no share: give 0 <= hits <= users and 1 or more users")
+    z = NormalDist().inv_cdf((1 + _checked(confidence)) / 2)
+    center = (hits + z**2 / 2) / (users + z**2)
+    half = z / (users + z**2) * (hits * (users - hits) / users + z**2 / 4) ** 0.5
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def resampled_means(values: Scores, *, samples: int, generator: np.random.Generator) -> Scores:
+    """Draw the users again, with replacement, and take each column's mean over those that are scored.
+
+    Args:
+        values: ``(N, V)``.
+        samples: How often the users are drawn.
+        generator: The only source of randomness; generators in equal states draw the same users.
+
+    Returns:
+        ``(samples, V)``; NaN where no drawn user is scored.
+
+    Raises:
+        ValueError: If there are no users, or ``samples`` is below 1.
+    """
+    if values.ndim != 2 or not len(values):
+        raise ValueError(f"values is {values.shape}, must be (users, metrics) with 1 user or more")
+    if samples < 1:
+        raise ValueError(f"samples is {samples}, but an interval needs 1 or more: use about 1000")
+    users = len(values)
+    scored = ~np.isnan(values)
+    filled = np.where(scored, values, 0.0)
+    means = np.empty((samples, values.shape[1]))
+    for start in range(0, samples, _DRAWS_AT_ONCE):
+        stop = min(start + _DRAWS_AT_ONCE, samples)
+        draws = [np.bincount(generator.integers(users, size=users), minlength=users) for _ in range(start, stop)]
+        weights = np.asarray(draws, dtype=np.float64)  # (draws, N): how often each user was drawn
+        totals, counts = weights @ filled, weights @ scored.astype(np.float64)
+        means[start:stop] = np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
+    return means
+
+
+def bootstrap_interval(values: Scores, *, samples: int, confidence: float, generator: np.random.Generator) -> Interval:
+    """The percentile interval of each column's mean over users.
+
+    Returns:
+        Ends ``(V,)``; NaN for a column in which no user is scored.
+
+    Raises:
+        ValueError: As for `resampled_means`, or if ``confidence`` is not between 0 and 1.
+    """
+    return _percentiles(resampled_means(values, samples=samples, generator=generator), confidence)
+
+
+def paired_bootstrap(
+    first: Scores, second: Scores, *, samples: int, confidence: float, generator: np.random.Generator
+) -> Difference:
+    """Compare two systems on the same users: the mean difference, its percentile interval, and the ratio.
+
+    Args:
+        first: ``(N, V)`` one system's numbers.
+        second: ``(N, V)`` the other's, of the same users in the same order.
+        samples: How often the users are drawn.
+        confidence: The share of such intervals that hold the true difference.
+        generator: Draws the users.
+
+    Returns:
+        ``(V,)`` each; a user counts where both systems are scored.
+
+    Raises:
+        ValueError: If the shapes differ, or as for `bootstrap_interval`.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"first is {first.shape}, second is {second.shape}: give both the same users and metrics")
+    differences = first - second  # NaN where either is
+    ends = bootstrap_interval(differences, samples=samples, confidence=confidence, generator=generator)
+    both = ~np.isnan(differences)
+    base = mean_of_scored(np.where(both, second, np.nan))
+    top = mean_of_scored(np.where(both, first, np.nan))
+    ratio = np.divide(top, base, out=np.full_like(top, np.nan), where=base > 0)
+    return Difference(mean=mean_of_scored(differences), low=ends.low, high=ends.high, ratio=ratio)
+
+
+def mean_of_scored(values: Scores) -> Scores:
+    """Each column's mean over the users that are scored in it: ``(N, V)`` gives ``(V,)``, NaN where none is.
+
+    Example:
+        >>> mean_of_scored(np.array([[1.0, np.nan], [0.0, np.nan]])).tolist()
+        [0.5, nan]
+    """
+    scored = ~np.isnan(values)
+    totals, counts = np.where(scored, values, 0.0).sum(axis=0), scored.sum(axis=0)
+    means: Scores = np.full(values.shape[1], np.nan)
+    np.divide(totals, counts, out=means, where=counts > 0)
+    return means
+
+
+def _percentiles(means: Scores, confidence: float) -> Interval:
+    tail = (1 - _checked(confidence)) / 2
+    # A draw in which no user is scored says nothing; a column in which no draw says anything stays NaN.
+    low, high = np.full((2, means.shape[1]), np.nan)
+    told = ~np.isnan(means).all(axis=0)
+    low[told], high[told] = np.nanquantile(means[:, told], [tail, 1 - tail], axis=0)
+    return Interval(low=low, high=high)
+
+
+def _checked(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}, must lie between 0 and 1: 0.95 is usual")
+    return confidence
