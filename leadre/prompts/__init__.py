@@ -1,0 +1,1 @@
+"""Prompts and responses: what the language model reads about a user, and the ad it shall answer."""

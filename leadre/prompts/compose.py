@@ -1,0 +1,175 @@
+"""The stage that composes prompt-response pairs for the three tasks (LEADRE 4.2, 4.3.1)."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from leadre import tables
+from leadre.data.split import histories
+from leadre.prompts import components, tasks
+from leadre.prompts.config import PromptsConfig
+from leadre.prompts.items import items
+from leadre.prompts.wording import Wording, wording_of
+
+VERSION = 1
+DAY_S = 86_400
+ROWS = 10_000
+"""Prompts in memory at a time, at most; also the row groups of the files."""
+BEHAVIORS = 250_000
+"""Behaviors of histories in memory at a time, about."""
+
+log = logging.getLogger(__name__)
+
+
+class _World(NamedTuple):
+    """What prompts are made of: the users, their behaviors, sorted by user, and the items as text."""
+
+    users: pl.DataFrame
+    behaviors: pl.DataFrame
+    items: pl.DataFrame
+
+
+def compose(config: PromptsConfig, world: Path, catalog: Path, *, out: Path) -> None:
+    """Write the pairs of each task and split: ``{explicit,implicit,main}.{train,valid,test}.parquet``.
+
+    The explicit task has one pair an ad of the catalog, for training alone. The implicit and the main task ask for
+    the same targets. A target whose ad is not in the catalog makes no pair, and a train target without any
+    behavior before it neither; both are counted in ``prompts.json``. Only behaviors strictly before the target,
+    and within the window, enter a prompt or its summary.
+
+    Raises:
+        ValueError: If ``arrangement`` does not name each component once, if the catalog or the behaviors hold
+            items that the world does not know, or if the world's language has no wording.
+    """
+    _check_arrangement(config.arrangement)
+    language = json.loads((world / "world.json").read_text(encoding="utf-8"))["language"]
+    wording = wording_of(language)
+    ads = tables.read(tables.ADS, world / "ads.parquet")
+    sids = tables.read(tables.SIDS, catalog / "sids.parquet")
+    explicit = tasks.explicit(_described(sids, ads), wording, soft_tokens=config.soft_tokens)
+    tables.write(tables.PAIRS, explicit, out / "explicit.train.parquet")
+    contents = tables.read(tables.CONTENTS, world / "contents.parquet")
+    sources = _World(
+        tables.read(tables.USERS, world / "users.parquet"),
+        tables.read(tables.BEHAVIORS, world / "behaviors.parquet").sort("user_id", maintain_order=True),
+        items(ads, contents, catalog=set(sids["ad_id"]), content_title=config.content_title),
+    )
+    _check_behaviors(sources)
+    split = tables.read(tables.SPLIT, world / "split.parquet")
+    counts = {}
+    for role in ("train", "valid", "test"):
+        targets = split.filter(pl.col("role") == role)
+        counts[role] = _compose(targets, sources, wording, config, role=role, out=out)
+    about = {
+        "max_tokens": config.max_tokens,
+        "soft_tokens": config.soft_tokens,
+        "language": language,
+        "arrangement": list(config.arrangement),
+        "summary": config.summary,
+        "pairs": counts,
+    }
+    (out / "prompts.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_arrangement(arrangement: tuple[str, ...]) -> None:
+    if sorted(arrangement) != ["behaviors", "profile", "summary"]:
+        raise ValueError(
+            f"prompts.arrangement is {list(arrangement)}, but must name profile, summary and behaviors once each: "
+            "put all three in an order, and leave one out by its own switch (summary: false)"
+        )
+
+
+def _check_behaviors(world: _World) -> None:
+    unknown = world.behaviors.join(world.items, on=["domain", "item_id"], how="anti")
+    if unknown.height:
+        raise ValueError(
+            f"behaviors.parquet names {unknown['item_id'].n_unique()} items, such as {unknown['item_id'][0]!r}, that "
+            "ads.parquet and contents.parquet do not: add them, or leave their behaviors out"
+        )
+
+
+def _described(sids: pl.DataFrame, ads: pl.DataFrame) -> pl.DataFrame:
+    """The ads of the catalog, in its order, with their descriptions."""
+    described = sids.select("ad_id").join(ads, on="ad_id", how="left", maintain_order="left")
+    if unknown := described["description"].null_count():
+        raise ValueError(
+            f"catalog holds {unknown} ads that ads.parquet does not: it was made from another world; "
+            "make the catalog from this one"
+        )
+    return described
+
+
+def _compose(
+    targets: pl.DataFrame, world: _World, wording: Wording, config: PromptsConfig, *, role: str, out: Path
+) -> dict[str, int]:
+    """Write the implicit and the main pairs of one split, some users at a time; count them."""
+    listed = targets.join(
+        world.items.filter("listed"), left_on="ad_id", right_on="item_id", how="semi", maintain_order="left"
+    )
+    chosen = _last(listed) if role == "train" and not config.reuse_positive else listed
+    written = 0
+    with ExitStack() as files:
+        main = files.enter_context(_writer(out / f"main.{role}.parquet"))
+        implicit = files.enter_context(_writer(out / f"implicit.{role}.parquet"))
+        for chunk, behaviors in _chunks(chosen, world.behaviors):
+            history = _history(chunk, behaviors, world.items, window_days=config.window_days)
+            if role == "train":
+                chunk = chunk.join(history, on="target", how="semi", maintain_order="left")
+            profiles = components.profiles(world.users.join(chunk, on="user_id", how="semi"), wording)
+            main.write_table(_arrow(tasks.next_ad(chunk, history, profiles, wording, config, ads="sid")))
+            implicit.write_table(_arrow(tasks.next_ad(chunk, history, profiles, wording, config, ads="description")))
+            written += chunk.height
+    counts = {
+        "pairs": written,
+        "ad_not_in_catalog": targets.height - listed.height,
+        "without_history": chosen.height - written,
+    }
+    log.info("%s: %s", role, counts)
+    return counts
+
+
+def _last(targets: pl.DataFrame) -> pl.DataFrame:
+    """The last target of each user."""
+    return targets.sort("time", maintain_order=True).unique("user_id", keep="last", maintain_order=True)
+
+
+def _chunks(targets: pl.DataFrame, behaviors: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """Yield some targets, numbered, with the behaviors of their users, so that memory does not grow with users."""
+    first = behaviors.with_row_index("first").group_by("user_id", maintain_order=True)
+    spans = first.agg(pl.col("first").first().cast(pl.Int64), pl.len().cast(pl.Int64).alias("count"))
+    targets = targets.join(spans, on="user_id", how="left").fill_null(0).sort("first", "time", maintain_order=True)
+    rows, histories_so_far = pl.int_range(pl.len()), pl.col("count").cum_sum()
+    part = pl.struct(rows // ROWS, rows_read=histories_so_far // BEHAVIORS).rle_id()
+    for chunk in targets.with_columns(part=part).partition_by("part", maintain_order=True):
+        start = chunk["first"][0]
+        stop = chunk["first"][-1] + chunk["count"][-1]
+        numbered = chunk.select("user_id", "ad_id", "time").with_columns(target=pl.int_range(pl.len()))
+        yield numbered, behaviors.slice(start, stop - start)
+
+
+def _history(targets: pl.DataFrame, behaviors: pl.DataFrame, items: pl.DataFrame, *, window_days: int) -> pl.DataFrame:
+    """The history of each target as `leadre.prompts.components` describes it.
+
+    Our choice: days are whole days that have passed, so a behavior of the last 24 hours is 0 days ago.
+    """
+    asked = targets.select("target", asked="time")
+    return (
+        histories(behaviors, targets, window_days)
+        .join(asked, on="target", how="left", maintain_order="left")
+        .join(items, on=["domain", "item_id"], how="left", maintain_order="left")
+        .with_columns(days=(pl.col("asked") - pl.col("time")) // DAY_S)
+    )
+
+
+def _writer(path: Path) -> Any:  # noqa: ANN401  # pyarrow has no types
+    return pq.ParquetWriter(path, _arrow(pl.DataFrame(schema=tables.PAIRS.schema)).schema, compression="zstd")
+
+
+def _arrow(pairs: pl.DataFrame) -> Any:  # noqa: ANN401  # pyarrow has no types
+    return pairs.to_arrow(compat_level=pl.CompatLevel.oldest())
