@@ -111,11 +111,13 @@ def check(arguments: Sequence[str], *, name: str = "run") -> None:
         ConfigError: With every fault.
     """
     typed = [argument for argument in arguments if re.match(r"^(~|\+{0,2}[\w/@.]+=)", argument)]
-    try:
-        overrides = OverridesParser.create().parse_overrides(typed)
-    except HydraException as error:
-        raise ConfigError(_message([str(error).splitlines()[0]])) from None
+    overrides: list[Override] = []
     faults: dict[str, None] = {}  # a set that keeps its order
+    for text in typed:
+        try:
+            overrides.append(OverridesParser.create().parse_override(text))
+        except HydraException:
+            faults[f"{text}: cannot be read as key=value: quote what is no plain word, number or [list]"] = None
     for job in _jobs(overrides):
         faults |= dict.fromkeys(_faults(job, name))
     if faults:
@@ -174,7 +176,15 @@ def _values(override: Override) -> list[str]:
 
 
 def _told(error: ValidationError) -> list[str]:
-    return [_fault(dict(fault)) for fault in error.errors()]
+    """One line a fault; a fault that only follows from another one inside it is left out."""
+    faults = error.errors()
+    inner = [fault["loc"] for fault in faults]
+    own = [
+        fault
+        for fault in faults
+        if not any(len(fault["loc"]) < len(loc) and loc[: len(fault["loc"])] == fault["loc"] for loc in inner)
+    ]
+    return [_fault(dict(fault)) for fault in own]
 
 
 def _fault(fault: dict[str, Any]) -> str:
@@ -191,7 +201,7 @@ def _fault(fault: dict[str, Any]) -> str:
 def _as_typed(location: tuple[int | str, ...]) -> Iterator[int | str]:
     """The path of a fault without the tags that pydantic puts in for the chosen member of a union."""
     for depth, part in enumerate(location):
-        if not (depth == 1 and isinstance(part, str) and part in _KINDS.get(str(location[0]), ())):
+        if part != "[key]" and not (depth == 1 and isinstance(part, str) and part in _KINDS.get(str(location[0]), ())):
             yield part
 
 
