@@ -1,0 +1,1 @@
+"""Embeddings: the text of each ad to a vector (LEADRE 3.2)."""
