@@ -201,15 +201,20 @@ def _join_build(
     unhashed: dict[str, object],
     together: bool,
 ) -> None:
-    """Take part in a build that rank 0 leads (same partial folder, no lock, no manifest), or wait for it.
+    """Take part in a build that rank 0 leads, or wait for it.
 
     Lightning starts the other ranks from inside rank 0's fit by running the script again: at the lock
-    they would wait for the very fit that waits for them.
+    they would wait for the very fit that waits for them. They share rank 0's checkpoints, and whatever
+    else they write is thrown away, so that no two processes write one file.
     """
     if together:
         partial = folder.with_name(folder.name + ".partial")
-        partial.mkdir(parents=True, exist_ok=True)
-        _call(verb, config, inputs, partial, unhashed)
+        scratch = folder.with_name(f"{folder.name}.rank{_global_rank()}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        (scratch / CHECKPOINTS).symlink_to((partial / CHECKPOINTS).absolute())
+        _call(verb, config, inputs, scratch, unhashed)
+        shutil.rmtree(scratch)
     while not _is_whole(folder):
         time.sleep(0.2)
 

@@ -1,8 +1,10 @@
 """Low-rank adapters over the body, with the new tokens' rows trained in full."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 
 from leadre.lm.model import AdLM
 
@@ -27,7 +29,9 @@ def adapt(lm: AdLM, *, rank: int, alpha: float, targets: Sequence[str]) -> PeftM
         r=rank,
         lora_alpha=alpha,
         target_modules=list(targets),
-        trainable_token_indices=list(range(first_new, lm.model.get_input_embeddings().num_embeddings)),
+        trainable_token_indices=list(
+            range(first_new, cast(nn.Embedding, lm.model.get_input_embeddings()).num_embeddings)
+        ),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(lm.model, adapters)

@@ -87,6 +87,7 @@ def fit(
         # The collate functions here are cheap and in process: no worker is missing.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*but have no `val_dataloader`.*")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="lightning.*_pytree")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
         # A bare list would be taken for several loaders.
         loader = DataLoader[Any](valid, batch_size=None) if valid is not None else None  # type: ignore[arg-type]
