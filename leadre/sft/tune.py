@@ -73,7 +73,7 @@ def tune(
         logger=logger,
         name="sft." + "+".join(config.tasks),
         valid=valid if tuning.validations and valid else None,
-        valid_every_steps=max(1, len(plan) // tuning.validations) if tuning.validations and valid else None,
+        valid_every_steps=-(-len(plan) // tuning.validations) if tuning.validations and valid else None,
         gradient_clip=tuning.gradient_clip,
         precision=tuning.precision,
     )
