@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from leadre import pipeline
-from leadre.artifacts import Result, Store
+from leadre.artifacts import ArtifactError, Result, Store
 from leadre.config import RunConfig
 from leadre.report.report import StageSummary, write_report
 from leadre.report.samples import read_samples
@@ -34,7 +35,7 @@ def run_job(run: RunConfig, *, train: bool) -> None:
         run: The checked configuration.
         train: Build whatever is missing; with False only lists and scores are made.
     """
-    disable_progress_bar()  # Transformers' own, for loading a file; stages have theirs
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # Transformers' own, for loading a file; stages have theirs
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     hydra = HydraConfig.get()
@@ -44,9 +45,12 @@ def run_job(run: RunConfig, *, train: bool) -> None:
         scores = _run(run, folder, overrides, train=train)
     except Exception as error:
         _write_result(folder, {"overrides": overrides, "error": f"{type(error).__name__}: {error}"})
-        if hydra.mode is not RunMode.MULTIRUN:
+        if hydra.mode is RunMode.MULTIRUN:
+            log.exception("this run failed; the others go on")
+        elif isinstance(error, ValueError | ArtifactError) and not os.environ.get("HYDRA_FULL_ERROR"):
+            sys.exit(f"{error}\n(HYDRA_FULL_ERROR=1 shows where this was raised)")  # input that the user can mend
+        else:
             raise
-        log.exception("this run failed; the others go on")
     else:
         _write_result(folder, {"overrides": overrides, "scores": scores, "seconds": time.monotonic() - start})
 

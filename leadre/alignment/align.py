@@ -17,6 +17,7 @@ from leadre.alignment.rows import Rows, preference_rows
 from leadre.lm.model import load, save
 from leadre.training.batches import Batches, bucketed_plan
 from leadre.training.config import ComputeConfig, LoggerConfig
+from leadre.training.device import set_up_device
 from leadre.training.fit import fit
 
 log = logging.getLogger(__name__)
@@ -100,16 +101,12 @@ def _pairs(config: PreferenceConfig, world: Path, sids: pl.DataFrame, users: pl.
 def _with_reference(
     config: DpoAlignment, model: PreTrainedModel, rows: Rows, *, out: Path, compute: ComputeConfig
 ) -> Rows:
-    if compute.threads is not None:
-        torch.set_num_threads(compute.threads)
-    found = torch.accelerator.current_accelerator(check_available=True)
-    device = found if found is not None and compute.accelerator != "cpu" else torch.device("cpu")
     reference = stored_logprobs(
         out / "reference.safetensors",
         model,
         rows,
         batch_size=config.tuning.batch_size,
-        device=device,
+        device=set_up_device(compute),
         autocast=config.tuning.precision == "bf16-mixed",
     )
     return rows._replace(reference=reference)

@@ -24,6 +24,7 @@ from leadre.lm.encode import RESPONSE
 from leadre.lm.model import AdLM
 from leadre.lm.model import load as load_model
 from leadre.training.config import ComputeConfig
+from leadre.training.device import set_up_device
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def generate(
     Raises:
         ValueError: If the inputs do not belong together, or as for `leadre.decoding.beam_search.beam_search`.
     """
-    device = _device(compute.accelerator)
+    device = set_up_device(compute)
     lm = load_model(model)
     ads = tables.read(tables.SIDS, catalog / "sids.parquet")["ad_id"]
     trie = tries.move(tries.load(catalog / "trie.safetensors"), device)
@@ -174,9 +175,3 @@ def _check_inputs(users: pl.Series, prompts: Prompts, *, leaves: int, ads: int) 
         raise ValueError(f"catalog has a trie of {leaves} ads, but sids.parquet has {ads}: index it anew")
     if users.null_count() or users.is_duplicated().any():
         raise ValueError("pairs has a test row without a user or a user twice: a user gets one list")
-
-
-def _device(accelerator: str) -> torch.device:
-    if accelerator == "auto":
-        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-    return torch.device("cuda" if accelerator == "gpu" else accelerator)

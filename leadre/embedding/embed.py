@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
@@ -14,6 +13,7 @@ from leadre import tables
 from leadre.embedding.config import EmbeddingConfig, HashingConfig, LSAConfig, TransformerConfig
 from leadre.embedding.hashing import hashing_vectors
 from leadre.training.config import ComputeConfig
+from leadre.training.device import set_up_device
 
 VERSION = 1
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def _vectors(config: EmbeddingConfig, texts: Sequence[str], compute: ComputeConf
         case HashingConfig():
             return hashing_vectors(texts, dimension=config.dimension)
         case TransformerConfig():
-            return _encoded(config, texts, device=_device(compute))
+            return _encoded(config, texts, device=str(set_up_device(compute)))
 
 
 def _encoded(config: TransformerConfig, texts: Sequence[str], *, device: str) -> NDArray[np.float32]:
@@ -98,21 +98,3 @@ def _encoded(config: TransformerConfig, texts: Sequence[str], *, device: str) ->
         precision=config.precision,
         device=device,
     )
-
-
-def _device(compute: ComputeConfig) -> str:
-    """Torch's name of the device: one is enough to embed a catalog."""
-    if compute.threads is not None:
-        torch.set_num_threads(compute.threads)
-    if compute.accelerator == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return {"gpu": "cuda"}.get(compute.accelerator, compute.accelerator)
-
-
-def _check_finite(x: NDArray[np.float32], texts: Sequence[str]) -> None:
-    broken = np.flatnonzero(~np.isfinite(x).all(1))
-    if len(broken):
-        raise ValueError(
-            f"vectors of {len(broken)} texts are not finite, the first is that of {texts[broken[0]]!r}: "
-            "with a pre-trained encoder use embedding.precision=fp32 or bf16"
-        )

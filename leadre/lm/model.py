@@ -7,8 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-ABOUT = "leadre.json"
-"""The file beside the weights that says which tokens are S-ID codes and which are learnable."""
+from leadre.lm.vocabulary import ABOUT, load_vocabulary
 
 
 class AdLM(NamedTuple):
@@ -47,15 +46,8 @@ def load(folder: Path) -> AdLM:
         ValueError: If the folder has no ``leadre.json``, if its tokens are not in the vocabulary, or if
             weights are missing.
     """
-    path = folder / ABOUT
-    if not path.is_file():
-        raise ValueError(
-            f"folder is {folder}, which has no {ABOUT}, so it is not a model that knows S-IDs: "
-            "give a folder written by leadre.lm.model.save"
-        )
-    about = json.loads(path.read_text(encoding="utf-8"))
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    lm = AdLM(_weights(folder), tokenizer, tuple(about["sid_offsets"]), tuple(about["soft_ids"]))
+    vocabulary = load_vocabulary(folder)
+    lm = AdLM(_weights(folder), *vocabulary)
     _check_vocabulary(lm, folder)
     return lm
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
-from leadre.lm.model import ABOUT
+ABOUT = "leadre.json"
+"""The file beside the weights that says which tokens are S-ID codes and which are learnable."""
 
 
 class Vocabulary(NamedTuple):
