@@ -98,3 +98,12 @@ def _encoded(config: TransformerConfig, texts: Sequence[str], *, device: str) ->
         precision=config.precision,
         device=device,
     )
+
+
+def _check_finite(x: NDArray[np.float32], texts: Sequence[str]) -> None:
+    broken = np.flatnonzero(~np.isfinite(x).all(1))
+    if len(broken):
+        raise ValueError(
+            f"vectors of {len(broken)} texts are not finite, the first is that of {texts[broken[0]]!r}: "
+            "with a pre-trained encoder use embedding.precision=fp32 or bf16"
+        )
