@@ -1,6 +1,9 @@
-"""Fixtures shared by all tests: quiet logs, one thread, and the settings that every training needs."""
+"""Shared by all tests: no network, quiet logs, one thread, and the settings that every training needs."""
 
 import logging
+import os
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "TOKENIZERS_PARALLELISM": "false"}  # before any import
 
 import pytest
 import torch

@@ -112,7 +112,7 @@ def _compose(
     listed = targets.join(
         world.items.filter("listed"), left_on="ad_id", right_on="item_id", how="semi", maintain_order="left"
     )
-    chosen = _last(listed) if role == "train" and not config.reuse_positive else listed
+    chosen = _reused(listed, config.reuse_every) if role == "train" else listed
     written = 0
     with ExitStack() as files:
         main = files.enter_context(_writer(out / f"main.{role}.parquet"))
@@ -134,9 +134,11 @@ def _compose(
     return counts
 
 
-def _last(targets: pl.DataFrame) -> pl.DataFrame:
-    """The last target of each user."""
-    return targets.sort("time", maintain_order=True).unique("user_id", keep="last", maintain_order=True)
+def _reused(targets: pl.DataFrame, every: int | None) -> pl.DataFrame:
+    """Every n-th target of each user, counted back from the last; the last alone where ``every`` is None."""
+    ordered = targets.sort("time", maintain_order=True)
+    back = pl.int_range(pl.len(), dtype=pl.Int64).reverse().over("user_id")
+    return ordered.filter(back == 0 if every is None else back % every == 0)
 
 
 def _chunks(targets: pl.DataFrame, behaviors: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:

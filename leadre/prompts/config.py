@@ -26,7 +26,8 @@ class PromptsConfig:
         max_ad_behaviors: The newest behaviors of the ad domain that are shown; null shows all that fit.
         max_content_behaviors: The same for the content domain.
         content_title: ``title_spu`` shows ``<title>/<SPU>``, ``title`` the title alone.
-        reuse_positive: Whether every train target of a user makes a pair, or only the last.
+        reuse_every: Which train targets of a user make a pair: every n-th, counted back from the last; 1 takes all
+            (LEADRE 4.2.2, "ad positive interaction reuse"), null the last alone.
     """
 
     profile: bool
@@ -41,4 +42,4 @@ class PromptsConfig:
     max_ad_behaviors: Annotated[int, Field(ge=1)] | None
     max_content_behaviors: Annotated[int, Field(ge=1)] | None
     content_title: Literal["title", "title_spu"]
-    reuse_positive: bool
+    reuse_every: Annotated[int, Field(ge=1)] | None

@@ -44,7 +44,7 @@ def config():
             "max_ad_behaviors": None,
             "max_content_behaviors": None,
             "content_title": "title_spu",
-            "reuse_positive": True,
+            "reuse_every": 1,
         }
         return PromptsConfig(**(values | changes))
 

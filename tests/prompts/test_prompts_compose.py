@@ -116,7 +116,7 @@ def test_no_behavior_at_or_after_a_target_is_in_any_prompt(write, config):
 
 
 def test_with_reuse_every_train_target_with_a_history_is_a_pair(folders, config):
-    pairs = _compose(folders, config, reuse_positive=True)
+    pairs = _compose(folders, config, reuse_every=1)
     asked = [(pair["user_id"], pair["ad_id"]) for pair in pairs["main.train"]]
     assert asked == [("u", "A"), ("v", "C")]
     assert [(pair["user_id"], pair["ad_id"]) for pair in pairs["implicit.train"]] == asked
@@ -131,9 +131,22 @@ def test_without_reuse_the_last_train_target_of_each_user_is_the_pair(write, con
         behaviors=behaviors,
         split=[("u", "train", "A", NOW + day * DAY) for day in range(5)],
     )
-    pairs = _compose(folders, config, reuse_positive=False)
+    pairs = _compose(folders, config, reuse_every=None)
     assert [len(pair["behaviors"]) for pair in pairs["main.train"]] == [4]
     assert [len(pair["behaviors"]) for pair in _compose(folders, config)["main.train"]] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("every", "lengths"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (3, [1, 4]), (9, [4])])
+def test_every_nth_train_target_is_counted_back_from_the_last(write, config, every, lengths):
+    behaviors = [("u", "A", "ad", "click", NOW + day * DAY) for day in range(5)]
+    folders = write(
+        ads={"A": (None, "Ad A")},
+        sids={"A": (0,)},
+        behaviors=behaviors,
+        split=[("u", "train", "A", NOW + day * DAY) for day in range(5)],
+    )
+    pairs = _compose(folders, config, reuse_every=every)
+    assert [len(pair["behaviors"]) for pair in pairs["main.train"]] == lengths
 
 
 def test_a_test_target_without_history_or_profile_still_has_a_prompt(write, config):
