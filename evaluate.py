@@ -1,4 +1,4 @@
-"""Score a model that train.py has made, with other decoding or metric settings; nothing is trained.
+"""Score a model that train.py has made, with other decoding or metric settings; the language model is not trained.
 
 python evaluate.py decoding.beam_width=50 decoding.num_ads=50
 """

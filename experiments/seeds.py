@@ -38,7 +38,7 @@ def run(overrides: list[str], seed: int) -> Result:
 
 def systems_of(results: list[Result]) -> dict[str, dict[str, float]]:
     """The mean over seeds of every score of every system."""
-    rows = [json.loads((result.path / "scores.json").read_text())["systems"] for result in results]
+    rows = [pipeline.read_scores(result)["systems"] for result in results]
     return {
         system: {
             name: float(np.mean([row[system][name] for row in rows])) for name in METRICS if name in rows[0][system]

@@ -92,7 +92,7 @@ class Store:
                     f"there is no result of stage {stage!r} for this configuration (looked for {folder}): "
                     "run train.py with the same settings first"
                 )
-            if _global_rank() == 0:
+            if global_rank() == 0:
                 with _lock(folder):
                     if not _is_whole(folder):  # another process may have built it while this one waited
                         _build(folder, stage, verb, config, inputs, source, unhashed)
@@ -103,6 +103,15 @@ class Store:
         log.info("%s %s %s", stage, key, "reused" if reused else f"built in {seconds:.1f} s")
         self.results.append(result)
         return result
+
+
+def fingerprint(model: str) -> str:
+    """What tells one pre-trained model from another: the sha256 of its files in a folder, else its hub name."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    hashes = {name: _sha256(folder / name) for name in _files(folder)}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
 def verify(folder: Path) -> None:
@@ -124,6 +133,15 @@ def verify(folder: Path) -> None:
     ]
     if faults:
         raise ArtifactError(f"{folder} is broken: {'; '.join(faults)}; delete the folder to build it anew")
+
+
+def global_rank() -> int:
+    """This process's place among all of a distributed run, as torchrun, SLURM or Lightning tells it; 0 alone."""
+    told = os.environ.get("RANK", os.environ.get("SLURM_PROCID"))
+    if told is not None:
+        return int(told)
+    # Lightning's own launch: any number will do as long as only the first process of the first node has 0.
+    return 1000 * int(os.environ.get("NODE_RANK", "0")) + int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def _key(stage: str, verb: Callable[..., None], config: object | None, inputs: tuple[Result, ...], source: str) -> str:
@@ -168,6 +186,7 @@ def _build(
         "config": _plain(config),
         "inputs": {given.stage: given.key for given in inputs},
         "source": source,
+        "compute": _plain(unhashed.get("compute")),
         "files": {name: _sha256(partial / name) for name in _files(partial)},
         "seconds": round(seconds, 2),
         **_surroundings(),
@@ -209,13 +228,16 @@ def _join_build(
     """
     if together:
         partial = folder.with_name(folder.name + ".partial")
-        scratch = folder.with_name(f"{folder.name}.rank{_global_rank()}")
+        scratch = folder.with_name(f"{folder.name}.rank{global_rank()}")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         (scratch / CHECKPOINTS).symlink_to((partial / CHECKPOINTS).absolute())
         _call(verb, config, inputs, scratch, unhashed)
         shutil.rmtree(scratch)
+    leader = os.getppid()  # Lightning starts the other ranks as children of rank 0
     while not _is_whole(folder):
+        if os.getppid() != leader:
+            raise ArtifactError(f"{folder} was not finished: rank 0 has ended; its output says why")
         time.sleep(0.2)
 
 
@@ -255,11 +277,6 @@ def _files(folder: Path) -> list[str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _global_rank() -> int:
-    """The rank that Lightning, torchrun or SLURM gives this process; 0 when it is alone."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", os.environ.get("SLURM_PROCID", "0"))))
 
 
 def _surroundings() -> dict[str, object]:

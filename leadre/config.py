@@ -51,7 +51,7 @@ class StoreConfig:
 class RunConfig:
     """All settings of a run; one field a group of ``conf/``."""
 
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
     store: StoreConfig
     data: DataConfig
     embedding: EmbeddingConfig
@@ -80,6 +80,15 @@ class RunConfig:
                 "sft.tuning.loss_on is 'history_and_response', but prompts.arrangement puts the summary, which counts "
                 "the categories of those very ads, before the behaviors: use prompts.arrangement="
                 "[profile,behaviors,summary], prompts.summary=false, or sft.tuning.loss_on=response"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _alignment_has_something_to_learn_from(self) -> Self:
+        if self.data.kind == "amazon_beauty" and self.alignment.kind != "none":
+            raise ValueError(
+                f"alignment is {self.alignment.kind!r}, but data=amazon_beauty has no impressions with ECPM, "
+                "so there are no pairs to learn from: use alignment=none"
             )
         return self
 

@@ -3,18 +3,20 @@
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from leadre import pipeline
-from leadre.artifacts import ArtifactError, Result, Store
+from leadre.artifacts import ArtifactError, Result, Store, global_rank
 from leadre.config import RunConfig
 from leadre.report.report import StageSummary, write_report
 from leadre.report.samples import read_samples
@@ -33,11 +35,13 @@ def run_job(run: RunConfig, *, train: bool) -> None:
 
     Args:
         run: The checked configuration.
-        train: Build whatever is missing; with False only lists and scores are made.
+        train: Build whatever is missing; with False only lists, baselines and scores are made.
     """
     disable_progress_bar()  # type: ignore[no-untyped-call]  # Transformers' own, for loading a file; stages have theirs
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    if run.compute.threads is not None:
+        torch.set_num_threads(run.compute.threads)
     hydra = HydraConfig.get()
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     start = time.monotonic()
@@ -60,14 +64,16 @@ def _run(run: RunConfig, folder: Path, overrides: list[str], *, train: bool) -> 
     store, scoring = Store(root, build=train), Store(root)
     prepared = pipeline.prepare(run, store)
     model = pipeline.train(run, store, prepared)
+    if global_rank() != 0:
+        sys.exit()  # the other ranks of a distributed training end with it
     evaluated = pipeline.evaluate(run, scoring, prepared, model)
 
     results = [*store.results, *scoring.results]
-    scores: dict[str, Any] = json.loads((evaluated.scores.path / "scores.json").read_text())
+    scores = pipeline.read_scores(evaluated.scores)
     report = write_report(
         folder,
         title="LEADRE run",
-        command=" ".join(["python", "train.py" if train else "evaluate.py", *overrides]),
+        command=shlex.join(["python", "train.py" if train else "evaluate.py", *overrides]),
         stages=[_summary(result) for result in results],
         scores=scores,
         diagnostics=json.loads((prepared.codes.path / "diagnostics.json").read_text()),
@@ -92,4 +98,5 @@ def _summary(result: Result) -> StageSummary:
 
 
 def _write_result(folder: Path, result: dict[str, Any]) -> None:
-    (folder / "result.json").write_text(json.dumps(result, indent=1))
+    if global_rank() == 0:
+        (folder / "result.json").write_text(json.dumps(result, indent=1))

@@ -1,19 +1,20 @@
 """THE MAIN PATH: ads, users and behaviors in; constrained ad lists and their scores out. One line a stage."""
 
 import json
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from leadre.alignment.align import align
 from leadre.alignment.config import NoAlignment
-from leadre.artifacts import Result, Store
+from leadre.artifacts import Result, Store, fingerprint
 from leadre.baselines.recommend import recommend
 from leadre.catalog.index import index
 from leadre.config import RunConfig
-from leadre.data.fingerprint import fingerprint
+from leadre.data.fingerprint import fingerprint as fingerprint_data
 from leadre.data.gather import gather
 from leadre.decoding.generate import generate
+from leadre.embedding.config import EmbeddingConfig, TransformerConfig
 from leadre.embedding.embed import embed
+from leadre.lm.config import LMConfig, PretrainedLM
 from leadre.lm.encode import encode
 from leadre.lm.extend import extend
 from leadre.metrics.score import score
@@ -42,14 +43,16 @@ class Evaluated(NamedTuple):
 
 def prepare(run: RunConfig, store: Store) -> Prepared:
     """Ads and behaviors in; a catalog of S-IDs, prompts, and a model that has the S-ID tokens (LEADRE 3, 4.2)."""
-    world = store.make("world", gather, run.data, source=fingerprint(run.data))
-    embeddings = store.make("embeddings", embed, run.embedding, world, compute=run.compute)
+    world = store.make("world", gather, run.data, source=fingerprint_data(run.data))
+    embeddings = store.make(
+        "embeddings", embed, run.embedding, world, source=_weights(run.embedding), compute=run.compute
+    )
     codes = store.make(
         "codes", quantize, run.quantizer, embeddings, together=True, compute=run.compute, logger=run.logger
     )
     catalog = store.make("catalog", index, run.catalog, world, codes)
     pairs = store.make("pairs", compose, run.prompts, world, catalog)
-    base = store.make("base", extend, run.lm, catalog, pairs)
+    base = store.make("base", extend, run.lm, catalog, pairs, source=_weights(run.lm))
     tokens = store.make("tokens", encode, None, base, catalog, pairs)
     return Prepared(world, codes, catalog, pairs, base, tokens)
 
@@ -87,7 +90,11 @@ def evaluate(run: RunConfig, store: Store, prepared: Prepared, model: Result) ->
     return Evaluated(generations, scores)
 
 
-def read_scores(scores: Result) -> dict[str, object]:
+def _weights(config: EmbeddingConfig | LMConfig) -> str:
+    return fingerprint(config.model) if isinstance(config, TransformerConfig | PretrainedLM) else ""
+
+
+def read_scores(scores: Result) -> dict[str, Any]:
     """The content of ``scores.json``."""
-    content: dict[str, object] = json.loads((Path(scores.path) / "scores.json").read_text())
+    content: dict[str, Any] = json.loads((scores.path / "scores.json").read_text())
     return content

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from leadre.artifacts import ArtifactError, Store, verify
+from leadre.artifacts import ArtifactError, Store, fingerprint, verify
 from leadre.settings import settings
 
 VERSION = 1
@@ -65,6 +65,14 @@ def test_where_data_lies_is_not_part_of_the_key(tmp_path):
     here = Store(tmp_path).make("tree", grow, Setting(size=2, root="here"))
     there = Store(tmp_path).make("tree", grow, Setting(size=2, root="there"))
     assert here.key == there.key
+
+
+def test_a_model_folder_is_told_by_its_files_and_a_hub_name_by_itself(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    before = fingerprint(str(tmp_path))
+    (tmp_path / "config.json").write_text("{ }")
+    assert fingerprint(str(tmp_path)) != before
+    assert fingerprint("someone/model") == "someone/model"
 
 
 def test_a_raised_version_makes_old_results_stale(tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ from leadre.config import CONF, ConfigError, RunConfig, check, load
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in CONF.rglob("*.yaml") if path.parent != CONF)
+NEEDS = {"prompts=paper": ["sft/tuning=paper"], "data=amazon_beauty": ["alignment=none"]}
+"""What some options must stand beside."""
 
 
 def _load(*overrides: str) -> RunConfig:
@@ -29,7 +33,7 @@ def test_there_are_options_to_test():
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_on_disk_composes_to_a_right_configuration(option):
-    needs = ["sft/tuning=paper"] if option.startswith("prompts=") and option != "prompts=short" else []
+    needs = NEEDS.get(option, [])
     check([option, *needs])
 
 
@@ -69,6 +73,22 @@ def test_a_summary_before_the_ads_it_counts_is_refused_with_the_remedies():
     (fault,) = _faults("prompts.arrangement=[profile,summary,behaviors]")
     assert fault.startswith("sft.tuning.loss_on is 'history_and_response', but prompts.arrangement puts the summary")
     assert "prompts.summary=false, or sft.tuning.loss_on=response" in fault
+
+
+def test_alignment_without_impressions_is_refused_before_anything_is_trained():
+    assert _faults("data=amazon_beauty") == [
+        "alignment is 'dpo', but data=amazon_beauty has no impressions with ECPM, so there are no pairs to learn from: "
+        "use alignment=none"
+    ]
+
+
+def test_every_command_in_the_readme_the_docs_and_the_heads_of_the_options_is_right():
+    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *CONF.rglob("*.yaml")]
+    lines = [line for path in files for line in path.read_text().splitlines()]
+    commands = [found[1] for line in lines if (found := re.search(r"python (?:train|evaluate)\.py +([^`#]*)", line))]
+    assert len(commands) >= 40
+    for command in commands:
+        check(shlex.split(command.split("  ")[0].rstrip(".,;)")))
 
 
 def test_every_value_of_a_sweep_is_checked():

@@ -34,7 +34,10 @@ def pools(catalog: Catalog, day: int) -> Pools:
     """
     living = alive(catalog, day)
     if not living.any():
-        raise ValueError(f"no ad lives on day {day}: lower ads.churn_per_day or raise ads.ads_per_category")
+        raise ValueError(
+            f"no ad lives on day {day}: lower data.world.ads.churn_per_day or raise "
+            "data.world.ads.ads_per_category"
+        )
     weight = catalog.weight * living
     living_in = np.bincount(catalog.category, living, minlength=words.NUM_CATEGORIES)
     within = living / np.maximum(living_in, 1)[catalog.category]

@@ -7,6 +7,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from leadre import tables
 from leadre.adworld.auction import Pools, pools, quote, tower_categories
 from leadre.adworld.catalog import Catalog
 from leadre.adworld.config import ExposureConfig, WorldConfig
@@ -43,7 +44,7 @@ def oracle_lists(
         day: That day, ``(U,)``.
         catalog: The N ads.
         users: The U users.
-        asked: Users to rank for.
+        asked: Users to rank for; without any there are no lists.
         config: The world's settings.
         names: ad_id ``(N,)`` and user_id ``(U,)``.
     """
@@ -64,7 +65,7 @@ def oracle_lists(
                 }
             )
         )
-    return pl.concat(frames).sort("user_id", "rank")
+    return pl.concat([pl.DataFrame(schema=tables.LISTS.schema), *frames]).sort("user_id", "rank")
 
 
 def choice_probability(

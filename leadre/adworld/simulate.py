@@ -29,8 +29,8 @@ from leadre.adworld.users import Users, draw_users, user_ids, users_frame
 log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
-MIN_AD_BEHAVIORS = 3
-"""The oracle ranks for users with so many: less cannot be split into train, valid and test."""
+MIN_AD_BEHAVIORS = 2
+"""The oracle ranks for users with so many: a tested user has a test and a valid target."""
 
 
 class World(NamedTuple):
@@ -207,13 +207,13 @@ def _behaviors(
             _rows(user_id[shown.user[bought]], ad_id[shown.ad[bought]], "ad", "conversion", day.converted_time[seen]),
             _rows(user_id[day.read.user], item_id[day.read.item], "content", action[day.read.item], day.read_time),
         ]
-    return _apart(pl.concat(frames).sort("user_id", "time", "item_id"))
+    return _apart(pl.concat(frames).sort("user_id", "time", "item_id", maintain_order=True))
 
 
 def _apart(behaviors: pl.DataFrame) -> pl.DataFrame:
     """Two conversions of a user in one second are very rare; the later row is moved on by two seconds."""
     same = pl.int_range(pl.len()).over("user_id", "time")
-    return behaviors.with_columns(pl.col("time") + 2 * same).sort("user_id", "time")
+    return behaviors.with_columns(pl.col("time") + 2 * same).sort("user_id", "time", maintain_order=True)
 
 
 def _rows(
@@ -243,5 +243,5 @@ def _impressions(
             }
         )
         for day in days
-    ).sort("user_id", "time")
+    ).sort("user_id", "time", maintain_order=True)
     return frame.drop("click_probability", "price"), frame.select("click_probability", "price")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -80,6 +81,8 @@ def align(
         gradient_clip=config.tuning.gradient_clip,
         precision=config.tuning.precision,
     )
+    if config.kind == "dpo":
+        shutil.copy(out / "checkpoints" / "reference.safetensors", out)
     save(lm, out)
 
 
@@ -102,7 +105,7 @@ def _with_reference(
     config: DpoAlignment, model: PreTrainedModel, rows: Rows, *, out: Path, compute: ComputeConfig
 ) -> Rows:
     reference = stored_logprobs(
-        out / "reference.safetensors",
+        out / "checkpoints" / "reference.safetensors",  # it must outlive a kill, as a checkpoint does
         model,
         rows,
         batch_size=config.tuning.batch_size,

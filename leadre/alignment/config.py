@@ -1,8 +1,8 @@
 """Settings of the alignment with business value."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from leadre.settings import settings
 
@@ -23,7 +23,7 @@ class PreferenceConfig:
     max_pairs_per_user: Count
     max_pairs_per_ad: Count
     max_pairs: Count
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
 
 
 @settings
@@ -38,7 +38,16 @@ class TuningConfig:
     weight_decay: NotNegative
     gradient_clip: Positive | None
     precision: Literal["32-true", "bf16-true", "bf16-mixed"]
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _the_rate_falls(self) -> Self:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate is {self.min_learning_rate:g}, but the rate falls to it from learning_rate "
+                f"{self.learning_rate:g}: lower min_learning_rate"
+            )
+        return self
 
 
 @settings

@@ -52,6 +52,7 @@ def stored_logprobs(
     """
     if not path.exists():
         found = reference_logprobs(model, rows, batch_size=batch_size, device=device, autocast=autocast)
+        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
         save_file({"logprobs": found}, part)
         os.replace(part, path)

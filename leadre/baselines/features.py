@@ -33,6 +33,11 @@ class Bags(NamedTuple):
         """T."""
         return len(self.offsets) - 1
 
+    def part(self, start: int, stop: int) -> "Bags":
+        """The rows ``start`` to ``stop - 1``."""
+        first, last = self.offsets[start], self.offsets[stop]
+        return Bags(self.feature[first:last], self.weight[first:last], self.offsets[start : stop + 1] - first)
+
 
 def describe_targets(
     world: Tables,

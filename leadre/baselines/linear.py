@@ -49,7 +49,7 @@ class Fit(NamedTuple):
     """How a training went."""
 
     epochs: int
-    valid_loss: float
+    valid_loss: float  # of the kept epoch; nan without valid targets
 
 
 def rows(bags: Bags, chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,6 +87,9 @@ def fit(
         max_epochs: At most so many passes.
         patience: Stop after so many epochs without a better valid loss.
         seed: Of the order of the rows.
+
+    Raises:
+        ValueError: If there are valid targets and no epoch has a finite loss on them.
     """
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
@@ -99,11 +102,21 @@ def fit(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
-        valid_loss = _loss(model, valid, valid_ads, batch_size) if len(valid_ads) else -float(epoch)
+        if not len(valid_ads):
+            continue
+        valid_loss = _loss(model, valid, valid_ads, batch_size)
         if valid_loss < best:
             best, best_state, best_epoch = valid_loss, _copy(model), epoch
         elif epoch - best_epoch >= patience:
             break
+    if not len(valid_ads):
+        log.info("linear model: no valid targets to stop by, so the last of %s epochs is kept", epoch)
+        return Fit(epoch, float("nan"))
+    if not np.isfinite(best):
+        raise ValueError(
+            f"none of {epoch} epochs of the linear model has a finite valid loss with "
+            f"baselines.linear.learning_rate={learning_rate:g}: lower it"
+        )
     model.load_state_dict(best_state)
     log.info("linear model: best of %s epochs is %s with valid loss %.4f", epoch, best_epoch, best)
     return Fit(best_epoch, float(best))

@@ -1,6 +1,6 @@
 """Scores to ranked lists with a total order: the score first, then the ad_id."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -8,6 +8,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from leadre import tables
+
+CHUNK = 1024
+"""Users ranked at once; bounds the memory at CHUNK x N scores."""
 
 
 def ranked(users: Sequence[str], ads: Sequence[str], scores: NDArray[np.float64], *, size: int) -> pl.DataFrame:
@@ -39,6 +42,31 @@ def ranked(users: Sequence[str], ads: Sequence[str], scores: NDArray[np.float64]
         np.tile(np.arange(1, size + 1), len(users)),
         names[order].ravel(),
         np.take_along_axis(scores, order, axis=1).ravel(),
+    )
+
+
+def ranked_in_chunks(
+    users: Sequence[str],
+    ads: Sequence[str],
+    scores: Callable[[int, int], NDArray[np.float64]],
+    *,
+    size: int,
+    chunk: int = CHUNK,
+) -> pl.DataFrame:
+    """The lists of `ranked`, without the scores of all users at once.
+
+    Args:
+        users: U user ids.
+        ads: N ad ids, sorted.
+        scores: Gives the scores of ``users[start:stop]``, ``(stop - start, N)``.
+        size: Length of a list.
+        chunk: How many users are ranked at once.
+    """
+    starts = range(0, max(len(users), 1), chunk)  # nobody: one empty chunk, so that there is a frame
+    stops = (min(start + chunk, len(users)) for start in starts)
+    return pl.concat(
+        ranked(users[start:stop], ads, scores(start, stop), size=size)
+        for start, stop in zip(starts, stops, strict=True)
     )
 
 

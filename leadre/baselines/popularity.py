@@ -20,7 +20,9 @@ def train_counts(split: pl.DataFrame, ads: Sequence[str]) -> NDArray[np.float64]
 
 def popular_lists(users: Sequence[str], ads: Sequence[str], counts: NDArray[np.float64], *, size: int) -> pl.DataFrame:
     """The same most clicked ads for everybody (LISTS)."""
-    return ranked(users, ads, np.broadcast_to(counts, (len(users), len(ads))), size=size)
+    one = ranked([""], ads, counts[None, :], size=size)
+    ranks, names, scores = (np.tile(one[name].to_numpy(), len(users)) for name in ("rank", "ad_id", "score"))
+    return frame(np.repeat(np.array(users, dtype=object), one.height), ranks, names, scores)
 
 
 def own_history_lists(
@@ -44,7 +46,7 @@ def own_history_lists(
         A LISTS frame; the score is minus the rank.
     """
     size, known = min(size, len(ads)), set(ads)
-    popular = [ads[place] for place in np.argsort(-counts, kind="stable")]
+    popular = [ads[place] for place in np.argsort(-counts, kind="stable")[:size]]
     past = history.filter(pl.col("domain") == "ad").group_by("target", maintain_order=True).agg("item_id")
     own = dict(past.iter_rows())
     rows = [

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from leadre import tables
 from leadre.baselines.config import BaselinesConfig, LinearConfig
 from leadre.baselines.features import Tables, describe_targets, to_bags, vocabulary
 from leadre.baselines.linear import LinearModel, fit, predict
-from leadre.baselines.lists import ranked
+from leadre.baselines.lists import ranked_in_chunks
 from leadre.baselines.popularity import own_history_lists, popular_lists, train_counts
 from leadre.baselines.value import train_time, value_scores
 from leadre.data.split import histories
@@ -31,12 +30,12 @@ def recommend(config: BaselinesConfig, world: Path, catalog: Path, *, out: Path)
     target; counts, the linear model and the value ranker are made from train targets and train time alone.
 
     Raises:
-        ValueError: If no train target is in the catalog.
+        ValueError: If no train target is in the catalog, or the linear model's training diverges.
     """
     known = _read_world(world)
     split = tables.read(tables.SPLIT, world / "split.parquet")
     ads = sorted(tables.read(tables.SIDS, catalog / "sids.parquet")["ad_id"].to_list())
-    test = split.filter(pl.col("role") == "test").sort("user_id")
+    test = split.filter(pl.col("role") == "test").sort("user_id", maintain_order=True)
     users, counts = test["user_id"].to_list(), train_counts(split, ads)
     past = histories(known.behaviors, test, config.window_days)
     size = config.list_length
@@ -56,7 +55,7 @@ def recommend(config: BaselinesConfig, world: Path, catalog: Path, *, out: Path)
         "linear": linear_lists(
             config.linear, known, split, ads, size=size, window_days=config.window_days, seed=config.seed
         ),
-        "ltr": ranked(users, ads, values, size=config.ltr_size),
+        "ltr": ranked_in_chunks(users, ads, values.of, size=config.ltr_size),
     }
     for name, lists in results.items():
         tables.write(tables.LISTS, lists, out / f"{name}.parquet")
@@ -76,11 +75,14 @@ def linear_lists(
     """Train the linear model on train targets, stop by valid targets, rank for test targets (LISTS).
 
     Raises:
-        ValueError: If no train target is an ad of the catalog.
+        ValueError: If no train target is an ad of the catalog, or no epoch has a finite valid loss.
     """
     columns = {ad: place for place, ad in enumerate(ads)}
     in_catalog = split.filter((pl.col("role") == "test") | pl.col("ad_id").is_in(list(ads)))
-    roles = [in_catalog.filter(pl.col("role") == role).sort("user_id", "time") for role in ("train", "valid", "test")]
+    roles = [
+        in_catalog.filter(pl.col("role") == role).sort("user_id", "time", maintain_order=True)
+        for role in ("train", "valid", "test")
+    ]
     train, valid, test = roles
     if train.is_empty():
         raise ValueError("0 train targets are ads of the catalog: the linear model needs some, include their ads")
@@ -111,8 +113,12 @@ def linear_lists(
         patience=config.patience,
         seed=seed,
     )
-    scores: NDArray[np.float64] = predict(model, bags[2], batch_size=config.batch_size)
-    return ranked(test["user_id"].to_list(), ads, scores, size=size)
+    return ranked_in_chunks(
+        test["user_id"].to_list(),
+        ads,
+        lambda start, stop: predict(model, bags[2].part(start, stop), batch_size=config.batch_size),
+        size=size,
+    )
 
 
 def ad_groups(ads: pl.DataFrame, catalog: Sequence[str]) -> tuple[Tensor, int]:

@@ -1,5 +1,7 @@
 """A value ranker: what another retrieval strategy of the platform would choose (the labels of LTRR@K, LEADRE 5.1.2)."""
 
+from typing import NamedTuple
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -7,6 +9,18 @@ from numpy.typing import NDArray
 from leadre.baselines.features import Tables
 
 NO_CATEGORY = ""
+
+
+class ValueScores(NamedTuple):
+    """The value of each ad to each user, as its factors: all users times all ads would fill the memory."""
+
+    interest: NDArray[np.float64]  # (U, G) of the user in the category
+    category: NDArray[np.int64]  # (N,) of the ad
+    worth: NDArray[np.float64]  # (N,) of the ad: click share x eCPM
+
+    def of(self, start: int, stop: int) -> NDArray[np.float64]:
+        """The scores of users ``start`` to ``stop - 1``, ``(stop - start, N)``."""
+        return np.asarray(self.interest[start:stop][:, self.category] * self.worth)
 
 
 def train_time(events: pl.DataFrame, split: pl.DataFrame) -> pl.DataFrame:
@@ -29,8 +43,8 @@ def value_scores(
     *,
     interest_smoothing: float,
     click_smoothing: float,
-) -> NDArray[np.float64]:
-    """``score(u, a) = interest_u(category of a) x eCPM_a x click share of a within its category``, ``(U, N)``.
+) -> ValueScores:
+    """``score(u, a) = interest_u(category of a) x eCPM_a x click share of a within its category``.
 
     Our choice, for the paper does not publish its labels: a ranker with other features than LEADRE's, that
     values money and never sees LEADRE's lists. The caller gives behaviors and impressions of train time only.
@@ -50,7 +64,7 @@ def value_scores(
     clicked = world.behaviors.filter(pl.col("domain") == "ad")["item_id"]
     clicks = _count(clicked, ads) + click_smoothing
     share = clicks / np.bincount(code, clicks, minlength=len(groups))[code]
-    return np.asarray(interest[:, code] * (share * _mean_ecpm(impressions, ads)))
+    return ValueScores(interest, code, share * _mean_ecpm(impressions, ads))
 
 
 def _categories(world: Tables) -> pl.DataFrame:

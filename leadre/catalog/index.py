@@ -22,8 +22,8 @@ def index(config: CatalogConfig, world: Path, codes: Path, *, out: Path) -> None
     Reads ``ads``, ``split`` and, for active ads, ``behaviors`` of the world, and ``codes.parquet``. Writes
     ``sids.parquet`` (row = leaf of the trie), ``trie.safetensors`` and ``tokens.json``.
 
-    Our choice: the number of codes of a level is its largest code plus one over all ads, so that the
-    vocabulary does not depend on which of them are included.
+    Our choice: S-IDs, and the number of codes of a level (its largest code plus one), are those of all ads, so
+    that neither an S-ID nor the vocabulary depends on which of them are included.
 
     Raises:
         ValueError: If an ad has no codes or codes are of no ad; and as for `leadre.catalog.sids.extend`.
@@ -31,14 +31,15 @@ def index(config: CatalogConfig, world: Path, codes: Path, *, out: Path) -> None
     ads = tables.read(tables.ADS, world / "ads.parquet")
     coded = tables.read(tables.CODES, codes / "codes.parquet")
     _check_same_ads(ads, coded)
-    listed = sids.extend(_included(config, ads, coded, world), max_extra_codes=config.max_extra_codes)
+    everything = sids.extend(coded, max_extra_codes=config.max_extra_codes)
+    listed = everything.join(_included(config, ads, coded, world), on="ad_id", how="semi", maintain_order="left")
     _count_lost_targets(listed, world)
 
     leaves = torch.tensor(listed["sid"].to_list(), dtype=torch.int32)
     names = pl.Series("name", [sids.name(sid) for sid in leaves.tolist()], dtype=pl.String)
     tables.write(tables.SIDS, listed.with_columns(names), out / "sids.parquet")
     trie.save(trie.build(leaves), out / "trie.safetensors")
-    levels = [*_num_codes(coded), int(leaves[:, -1].max()) + 1]
+    levels = _num_codes(everything["sid"])
     tokens = {"levels": levels, "tokens": sids.token_names(levels)}
     (out / "tokens.json").write_text(json.dumps(tokens, indent=1) + "\n", encoding="utf-8")
     log.info("catalog: %s ads, codes a level %s (the last is the extra code)", listed.height, levels)
@@ -76,7 +77,8 @@ def _count_lost_targets(listed: pl.DataFrame, world: Path) -> None:
         log.warning("catalog: %s %s targets are ads outside of it and can never be generated", count, role)
 
 
-def _num_codes(coded: pl.DataFrame) -> list[int]:
-    levels = range(int(coded["codes"].list.len()[0]))
-    highest = coded.select(pl.col("codes").list.get(level).max().alias(str(level)) for level in levels)
+def _num_codes(all_sids: pl.Series) -> list[int]:
+    highest = all_sids.to_frame("sid").select(
+        pl.col("sid").list.get(level).max().alias(str(level)) for level in range(int(all_sids.list.len()[0]))
+    )
     return [code + 1 for code in highest.row(0)]

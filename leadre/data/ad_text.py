@@ -55,21 +55,16 @@ def describe(
     return between_clauses.join(told) + end if told else ""
 
 
-def clean(text: str) -> str:
-    r"""Text from outside made safe to show and compare: NFC, no control, NUL, surrogate or bidi characters, capped.
+def cleaned(text: pl.Expr) -> pl.Expr:
+    r"""Text from outside made safe to show and compare: NFC, no control, NUL or bidi characters, capped.
 
-    Line breaks and tabs become spaces; spaces at the ends go. Cleaning clean text changes nothing.
+    Line breaks and tabs become spaces; spaces at the ends go. Cleaning clean text changes nothing; null stays null.
+    A polars column cannot hold surrogates: `without_surrogates` comes first.
 
     Example:
-        >>> clean(" cafe\u0301\x00\tbar\u202e ")
+        >>> pl.select(cleaned(pl.lit(" cafe\u0301\x00\tbar\u202e "))).item()
         'café bar'
     """
-    frame = pl.DataFrame({"text": [without_surrogates(text)]})
-    return str(frame.select(cleaned(pl.col("text"))).item())
-
-
-def cleaned(text: pl.Expr) -> pl.Expr:
-    """`clean` for a column of text; a polars column cannot hold surrogates. Null stays null."""
     visible = text.str.replace_all(_BREAKS, " ").str.replace_all(_HIDDEN, "").str.normalize("NFC")
     return visible.str.replace_all(_EDGES, "").str.slice(0, MAX_CHARACTERS).str.replace_all(r"\s+$", "")
 

@@ -24,7 +24,7 @@ class Found(NamedTuple):
         refused: The quarantine table of rows that never became one of a table.
         totals: File -> its number of rows, good and bad.
         latest: UTC seconds; a later behavior is refused. None: no such rule.
-        oracle: LISTS of the true click probabilities; simulated worlds alone have one.
+        oracle: LISTS by the true probability of being the next ad clicked; simulated worlds alone have one.
     """
 
     ads: pl.DataFrame

@@ -259,7 +259,8 @@ def _cast(cells: pl.Series, wanted: pl.DataType) -> pl.Series:
         return cells.str.to_lowercase().replace_strict(truth, default=None, return_dtype=pl.Boolean())
     if isinstance(wanted, pl.Int64) and isinstance(given, pl.Datetime):
         return cells.dt.epoch("s")  # a plain cast would give the datetime's own unit
-    return cells.cast(wanted, strict=False)
+    cast = cells.cast(wanted, strict=False)
+    return cast.fill_null([]) if isinstance(wanted, pl.List) else cast  # a missing list is an empty one
 
 
 def _as_list(cell: str | None) -> list[str] | None:

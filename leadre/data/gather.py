@@ -26,11 +26,11 @@ def gather(config: DataConfig, *, out: Path) -> None:
 
     ``quarantine.jsonl`` holds every refused row; it is written before the limit is checked, so that it is there to
     look at when the run stops. A simulated world also has ``oracle.parquet``:
-    the lists by true click probability of the users that are tested.
+    for each tested user the ads by the true probability of being the next ad clicked, exposure x click.
 
     Raises:
         ValueError: If source files are missing or have other columns, if a file has more bad rows than
-            ``max_bad_share``, or if no ad or no behavior is left.
+            ``max_bad_share``, if no ad or no behavior is left, or if no user can be tested.
     """
     found = _load(config)
     world = check(found, distinct=isinstance(config, TablesData))
@@ -39,6 +39,7 @@ def gather(config: DataConfig, *, out: Path) -> None:
     quarantine.limit(world.refused, totals=found.totals, max_bad_share=config.max_bad_share, path=path)
     _refuse_emptiness(world, path)
     split = leave_one_out(world.behaviors, min_ads=config.min_ads)
+    _refuse_nobody_tested(split, config.min_ads)
     tables.write(tables.ADS, _described(world.ads, config.language), out / "ads.parquet")
     tables.write(tables.USERS, world.users, out / "users.parquet")
     tables.write(tables.CONTENTS, world.contents, out / "contents.parquet")
@@ -80,6 +81,14 @@ def _refuse_emptiness(world: Checked, path: Path) -> None:
         raise ValueError(f"the world has no {' and no '.join(empty)}: check data.root, and the refused rows in {path}")
 
 
+def _refuse_nobody_tested(split: pl.DataFrame, min_ads: int) -> None:
+    if not (split["role"] == "test").any():
+        raise ValueError(
+            f"no user has data.min_ads={min_ads} ad behaviors, so nobody can be tested: lower data.min_ads (at least "
+            "2), or give a longer log"
+        )
+
+
 def _described(ads: pl.DataFrame, language: Language) -> pl.DataFrame:
     features = ads.select("name", "product_type", "first_category", "second_category", "attributes")
     texts = [describe(**row, language=language) for row in features.iter_rows(named=True)]
@@ -101,6 +110,6 @@ def _counts(found: Found, world: Checked, split: pl.DataFrame) -> dict[str, obje
         "read": dict(found.totals),
         "quarantined": quarantine.by_reason(world.refused),
         "users_with_test": tested,
-        "users_without_target": world.behaviors["user_id"].n_unique() - tested,
+        "users_without_test": world.behaviors["user_id"].n_unique() - tested,
         "ad_behaviors_at_the_time_of_valid": ad_behaviors - split.height,
     }

@@ -1,8 +1,8 @@
 """Settings of the language model."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from leadre.settings import settings
 
@@ -22,7 +22,16 @@ class TinyLM:
     text_tokens: Annotated[int, Field(ge=300)]
     initializer_range: Annotated[float, Field(gt=0)]
     sid_start: Literal["normal", "mean"]
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden_size % self.heads or self.heads % self.kv_heads:
+            raise ValueError(
+                f"lm.hidden_size ({self.hidden_size}) must be divisible by lm.heads ({self.heads}), "
+                f"and lm.heads by lm.kv_heads ({self.kv_heads}): change one of them"
+            )
+        return self
 
 
 @settings
@@ -34,7 +43,7 @@ class PretrainedLM:
     revision: str | None
     dtype: Literal["float32", "bfloat16"]
     sid_start: Literal["normal", "mean"]
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
 
 
 LMConfig = Annotated[TinyLM | PretrainedLM, Field(discriminator="kind")]

@@ -20,7 +20,7 @@ from transformers import (
 
 from leadre.lm.config import LMConfig, PretrainedLM, TinyLM
 from leadre.lm.model import AdLM, save
-from leadre.lm.tokenizer import train_tokenizer
+from leadre.lm.tokenizer import plain_tokenizer, train_tokenizer
 
 VERSION = 1
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def extend(config: LMConfig, catalog: Path, pairs: Path, *, out: Path) -> None:
             first_new = len(tokenizer)
         case PretrainedLM():
             tokenizer, model = _load_pretrained(config)
+            plain_tokenizer(tokenizer)  # refuses a tokenizer that could find control tokens in text
             first_new = max(len(tokenizer), cast(nn.Embedding, model.get_input_embeddings()).num_embeddings)
             # Without mean_resizing=False all new rows come out nearly identical, and beams tie.
             model.resize_token_embeddings(first_new + num_soft + sum(levels), mean_resizing=False)
@@ -74,11 +75,6 @@ def start_rows(model: PreTrainedModel, first_new: int, *, how: str, seed: int) -
 
 
 def _tiny_model(config: TinyLM, *, num_tokens: int) -> PreTrainedModel:
-    if config.hidden_size % config.heads or config.heads % config.kv_heads:
-        raise ValueError(
-            f"lm.hidden_size ({config.hidden_size}) must be divisible by lm.heads ({config.heads}), "
-            f"and lm.heads by lm.kv_heads ({config.kv_heads}): change one of them"
-        )
     architecture = HunYuanDenseV1Config(
         vocab_size=num_tokens,
         hidden_size=config.hidden_size,

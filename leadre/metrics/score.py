@@ -15,7 +15,7 @@ from leadre.metrics import diversity, ranking, uncertainty
 from leadre.metrics.config import MetricsConfig
 from leadre.metrics.ranking import NO_AD, Rows, Scores
 
-VERSION = 1
+VERSION = 2
 
 LEADRE = "LEADRE"
 ORACLE = "oracle"
@@ -44,7 +44,8 @@ def score(config: MetricsConfig, world: Path, catalog: Path, baselines: Path, ge
 
     Writes ``scores.json`` and ``per_user.parquet`` (user_id, system, rank of the clicked ad, null where it is
     not in the list). A user without a test target, or with one that the catalog does not have, is left out and
-    counted; a user without a list scores 0 and is counted.
+    counted; a user without a list scores 0 and is counted. An ad that the catalog does not have is a miss at its
+    place; the oracle alone ranks all ads of the world by design, so such ads leave its lists before they are scored.
 
     Args:
         config: The cuts and the bootstrap.
@@ -64,7 +65,10 @@ def score(config: MetricsConfig, world: Path, catalog: Path, baselines: Path, ge
     categories = _categories(tables.read(tables.ADS, world / "ads.parquet"), ads)
     targets = users["row"].to_numpy()[:, None]  # (N, 1)
     labels = read_lists(baselines / f"{LABELS}.parquet", users, ads).rows
-    systems = {name: read_lists(path, users, ads) for name, path in _systems(world, baselines, generations).items()}
+    systems = {
+        name: read_lists(path, users, ads, drop_outside=name == ORACLE)
+        for name, path in _systems(world, baselines, generations).items()
+    }
     _warn_of_short_lists(config, systems)
     values = {name: _per_user(config, lists.rows, targets, labels, categories) for name, lists in systems.items()}
     result = {
@@ -117,8 +121,14 @@ def scored_users(split: pl.DataFrame, ads: pl.DataFrame) -> tuple[pl.DataFrame, 
     return users.with_row_index("user").with_columns(pl.col("user").cast(pl.Int64)), excluded
 
 
-def read_lists(path: Path, users: pl.DataFrame, ads: pl.DataFrame) -> Lists:
+def read_lists(path: Path, users: pl.DataFrame, ads: pl.DataFrame, *, drop_outside: bool = False) -> Lists:
     """Read a table of lists as catalog rows of the scored users.
+
+    Args:
+        path: The table.
+        users: What `scored_users` gives.
+        ads: ``ad_id`` and its catalog ``row``.
+        drop_outside: Whether ads that the catalog does not have leave the lists, and the ads behind them move up.
 
     Raises:
         ValueError: If a user's ranks are not 1..n, each once.
@@ -130,6 +140,9 @@ def read_lists(path: Path, users: pl.DataFrame, ads: pl.DataFrame) -> Lists:
     )
     if broken := of_user.filter(pl.col("rank"))["user_id"].sort().to_list():
         raise ValueError(f"{path}: ranks of user {broken[0]!r} (one of {len(broken)}) are not 1..n, each once")
+    if drop_outside:
+        inside = lists.join(ads, on="ad_id", how="semi")
+        lists = inside.with_columns(pl.col("rank").rank("ordinal").over("user_id").cast(pl.Int64))
     ours = lists.join(users.select("user_id", "user"), on="user_id").join(ads, on="ad_id", how="left")
     places = ours["rank"].to_numpy() - 1
     rows = np.full((len(users), int(places.max(initial=-1)) + 1), NO_AD, dtype=np.int64)

@@ -136,7 +136,7 @@ def duration(seconds: float) -> str:
         >>> duration(0.4), duration(75), duration(7300)
         ('0.4 s', '1 min 15 s', '2 h 1 min')
     """
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

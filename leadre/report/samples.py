@@ -26,7 +26,7 @@ def read_samples(world: Path, generations: Path, *, num_users: int) -> list[Samp
     targets = targets.filter(pl.col("user_id").is_in(chosen))
     behaviors = (
         pl.scan_parquet(world / "behaviors.parquet")
-        .join(targets.lazy().select("user_id", until="time"), on="user_id")
+        .join(targets.lazy().select("user_id", until="time"), on="user_id", maintain_order="left")
         .filter(pl.col("time") < pl.col("until"))
         .sort("user_id", "time", maintain_order=True)
         .group_by("user_id", maintain_order=True)

@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from torch import Tensor
 
+from leadre.lm.encode import HISTORY_AD, RESPONSE
 from leadre.training.batches import bucketed_plan
-
-HISTORY, RESPONSE = 1, 2
-"""Kinds of tokens that may be learned; 0 is the rest of the prompt."""
 
 
 class Rows(NamedTuple):
@@ -116,7 +114,7 @@ def collate(rows: Rows, which: NDArray[np.int64], *, loss_on: str) -> Batch:
         which: Indices of the rows of this batch.
         loss_on: ``response``, or ``history_and_response`` to learn every S-ID in the prompt too.
     """
-    smallest = HISTORY if loss_on == "history_and_response" else RESPONSE
+    smallest = HISTORY_AD if loss_on == "history_and_response" else RESPONSE
     lengths = rows.lengths[which]
     ids = np.zeros((len(which), int(lengths.max())), dtype=np.int64)
     learned = np.zeros(ids.shape, dtype=bool)

@@ -1,8 +1,8 @@
 """Settings of staged tuning."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from leadre.settings import settings
 
@@ -35,7 +35,16 @@ class Tuning:
     validations: Annotated[int, Field(ge=0)]
     valid_users: Count
     valid_beam_width: Count
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _the_rate_falls(self) -> Self:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate is {self.min_learning_rate:g}, but the rate falls to it from learning_rate "
+                f"{self.learning_rate:g}: lower min_learning_rate"
+            )
+        return self
 
 
 Tasks = Annotated[dict[Task, Annotated[float, Field(gt=0)]], Field(min_length=1)]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -27,9 +28,10 @@ class Tuner(LightningModule):
         sid_tokens: Token ids of each level's codes.
         learning_rate: Highest rate of AdamW, reached after the warm-up.
         min_learning_rate: Where the cosine ends.
-        warmup_share: Share of the steps in which the rate rises from 0.
+        warmup_share: Share of the steps in which the rate rises.
         weight_decay: On matrices alone.
         beam_width: Of the validation lists.
+        seed: With the step it fixes the model's dropout, if it has any: a resumed training draws the same.
         ks: Cut-offs of the logged ``valid/hr@k`` and ``valid/ndcg@k``.
     """
 
@@ -44,6 +46,7 @@ class Tuner(LightningModule):
         warmup_share: float,
         weight_decay: float,
         beam_width: int,
+        seed: int,
         ks: Sequence[int],
     ) -> None:
         super().__init__()
@@ -58,7 +61,12 @@ class Tuner(LightningModule):
             weight_decay=weight_decay,
         )
         self.beam_width = beam_width
+        self.seed = seed
         self.retrieval = Retrieval(ks=tuple(ks))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed the step."""
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
 
     def training_step(self, batch: Batch) -> Tensor:
         """The mean negative log-likelihood of the batch's learned tokens."""

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from leadre.catalog import trie
 from leadre.decoding.beam_search import sid_tokens
+from leadre.lm.encode import RESPONSE
 from leadre.lm.model import load, save
-from leadre.sft.batches import RESPONSE, Rows, collate, concatenate, mixed_plan, read_rows
+from leadre.sft.batches import Rows, collate, concatenate, mixed_plan, read_rows
 from leadre.sft.config import Stage
 from leadre.sft.lora import adapt
 from leadre.sft.module import Tuner
@@ -42,13 +43,16 @@ def tune(
     tuning = config.tuning
     torch.manual_seed(tuning.seed)  # the start of LoRA's adapters
     lm = load(model)
+    # The optimizer's small steps would be rounded away in bfloat16 weights, unless that is asked for.
+    lm.model.to(torch.bfloat16 if tuning.precision == "bf16-true" else torch.float32)  # type: ignore[arg-type]
     lora = tuning.lora
     adapted = adapt(lm, rank=lora.rank, alpha=lora.alpha, targets=lora.targets) if lora is not None else None
-    parts = {task: read_rows(tokens / f"{task}.train.safetensors") for task in config.tasks}
+    tasks = {str(task): epochs for task, epochs in sorted(config.tasks.items())}  # the key knows no order either
+    parts = {task: read_rows(tokens / f"{task}.train.safetensors") for task in tasks}
     rows = concatenate(list(parts.values()))
     plan = mixed_plan(
         {task: part.lengths for task, part in parts.items()},
-        {str(task): epochs for task, epochs in config.tasks.items()},
+        tasks,
         batch_size=tuning.batch_size,
         seed=tuning.seed,
     )
@@ -62,6 +66,7 @@ def tune(
         warmup_share=tuning.warmup_share,
         weight_decay=tuning.weight_decay,
         beam_width=tuning.valid_beam_width,
+        seed=tuning.seed,
         ks=[k for k in VALID_KS if k <= tuning.valid_beam_width],
     )
     valid = _valid_batches(read_rows(tokens / "main.valid.safetensors"), tuning.valid_users, seed=tuning.seed)
@@ -71,7 +76,7 @@ def tune(
         out=out,
         compute=compute,
         logger=logger,
-        name="sft." + "+".join(config.tasks),
+        name="sft." + "+".join(tasks),
         valid=valid if tuning.validations and valid else None,
         valid_every_steps=-(-len(plan) // tuning.validations) if tuning.validations and valid else None,
         gradient_clip=tuning.gradient_clip,
@@ -79,7 +84,7 @@ def tune(
     )
     save(lm if adapted is None else lm._replace(model=adapted.merge_and_unload()), out)
     seen = int(sum(rows.lengths[batch].sum() for batch in plan))
-    (out / "budget.json").write_text(json.dumps({"steps": len(plan), "tokens": seen, "tasks": dict(config.tasks)}))
+    (out / "budget.json").write_text(json.dumps({"steps": len(plan), "tokens": seen, "tasks": tasks}))
     log.info("%s steps over %s tokens", len(plan), seen)
 
 

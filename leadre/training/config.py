@@ -1,4 +1,7 @@
-"""Settings of the machine and of the logs; neither changes a number, so neither is part of a result's key."""
+"""Settings of the machine and of the logs, which are not part of a result's key.
+
+Other devices or threads add in another order, so the last digits of a result may differ; the manifest records them.
+"""
 
 from typing import Annotated, Literal
 
@@ -11,10 +14,10 @@ from leadre.settings import settings
 class ComputeConfig:
     """Where and how training and generation run."""
 
-    accelerator: Literal["auto", "cpu", "gpu", "mps"]
+    accelerator: Literal["auto", "cpu", "gpu"]
     devices: Annotated[int, Field(ge=1)]
     num_nodes: Annotated[int, Field(ge=1)]
-    strategy: Literal["auto", "ddp", "fsdp"]
+    strategy: Literal["auto", "ddp"]
     threads: Annotated[int, Field(ge=1)] | None
     checkpoint_every_steps: Annotated[int, Field(ge=1)]
     progress: bool

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from torch.utils.data import DataLoader
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 from leadre.training.batches import Batches
 from leadre.training.checkpoint import AtomicCheckpointIO, progress_of
 from leadre.training.config import ComputeConfig, LoggerConfig
+from leadre.training.device import accelerator_of, set_up_device
 from leadre.training.logs import loggers, write_csv
 
 log = logging.getLogger(__name__)
@@ -53,8 +53,7 @@ def fit(
         precision: Lightning's precision flag; it changes numbers, so it comes from the room's config.
     """
     module.train()
-    if compute.threads is not None:
-        torch.set_num_threads(compute.threads)
+    set_up_device(compute)
     checkpoint = out / "checkpoints" / "last.ckpt"
     resume_step, batches_done = progress_of(checkpoint) if checkpoint.exists() else (0, 0)
     if resume_step:
@@ -63,7 +62,7 @@ def fit(
         # schedule over `estimated_stepping_batches` has; so it is restored here.
         train.load_state_dict({"done": batches_done})
     trainer = Trainer(
-        accelerator=compute.accelerator,
+        accelerator=accelerator_of(compute),
         devices=compute.devices,
         num_nodes=compute.num_nodes,
         strategy=compute.strategy,

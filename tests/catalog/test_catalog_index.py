@@ -67,7 +67,7 @@ def test_active_ads_are_those_whose_life_span_holds_the_last_behavior(folders, c
     assert tables.read(tables.SIDS, out / "sids.parquet")["ad_id"].to_list() == ["b", "a"]
     assert "2 of 4 ads are active at 100" in caplog.text
     assert "1 valid targets are ads outside of it" in caplog.text
-    assert json.loads((out / "tokens.json").read_text())["levels"] == [5, 6, 1]
+    assert json.loads((out / "tokens.json").read_text())["levels"] == [5, 6, 2]
 
 
 def test_the_same_input_gives_the_same_bytes(folders, tmp_path):

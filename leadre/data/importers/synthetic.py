@@ -9,13 +9,10 @@ from leadre.data.quarantine import EMPTY
 def load(world: WorldConfig, *, seed: int) -> Found:
     """Simulate the world; its rows go through the same checks as those of a file."""
     made = simulate(world, seed)
+    rows = {name: getattr(made, name) for name in ("ads", "users", "contents", "behaviors", "impressions")}
     return Found(
-        ads=with_origin(made.ads, "simulated ads"),
-        users=with_origin(made.users, "simulated users"),
-        contents=with_origin(made.contents, "simulated contents"),
-        behaviors=with_origin(made.behaviors, "simulated behaviors"),
-        impressions=with_origin(made.impressions, "simulated impressions"),
+        **{name: with_origin(frame, f"simulated {name}") for name, frame in rows.items()},
         refused=EMPTY,
-        totals={},
+        totals={f"simulated {name}": frame.height for name, frame in rows.items()},
         oracle=made.oracle,
     )
