@@ -4,21 +4,18 @@ A world is chosen by this table alone, before LEADRE is trained on it.
 
     python -m experiments.headroom data/world=small seeds=0,1,2
 
-Other arguments are Hydra overrides of the world or the baselines, such as ``data.world.contents.signal=0.0``.
+Without ``data/world`` the world is ``small``. Other arguments are Hydra overrides of the world or the baselines, such
+as ``data.world.contents.signal=0.0``.
 """
 
-import json
 import logging
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-from pydantic import TypeAdapter
 
 from leadre.adworld.config import WorldConfig
 from leadre.adworld.simulate import World, simulate
@@ -26,9 +23,10 @@ from leadre.baselines.config import BaselinesConfig
 from leadre.baselines.features import Tables
 from leadre.baselines.popularity import own_history_lists, popular_lists, train_counts
 from leadre.baselines.recommend import linear_lists
+from leadre.config import CONF, check, load
+from leadre.data.config import SyntheticData
 from leadre.data.split import histories, leave_one_out
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 K = 8
 MIN_ADS = 3
 
@@ -41,15 +39,33 @@ class Settings(NamedTuple):
 
 
 def settings(overrides: list[str]) -> Settings:
-    """Compose the world and the baselines with Hydra overrides; ``data/world=<name>`` is one of them."""
-    groups = ["+baselines=default", "+seed=0", *(_added(text) for text in overrides)]
-    with initialize_config_dir(str(CONF), version_base=None):
-        composed = OmegaConf.to_container(compose(overrides=groups), resolve=True)
-    assert isinstance(composed, dict)
-    return Settings(
-        TypeAdapter(WorldConfig).validate_json(json.dumps(composed["data"]["world"]), strict=True),
-        TypeAdapter(BaselinesConfig).validate_json(json.dumps(composed["baselines"]), strict=True),
-    )
+    """Compose the world and the baselines with Hydra overrides; ``data/world=<name>`` is one of them.
+
+    Raises:
+        ConfigError: If an override is wrong.
+        ValueError: If an argument is no override, or the data are not simulated.
+    """
+    if unread := [text for text in overrides if "=" not in text]:
+        raise ValueError(f"{unread[0]} is no override: write key=value, such as data/world=small")
+    given = ["data=synthetic", *overrides]
+    check(given)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = load(compose("run", given))
+    if not isinstance(config.data, SyntheticData):
+        raise ValueError(f"data is {config.data.kind}, but headroom needs a simulated world: leave data out")
+    return Settings(config.data.world, config.baselines)
+
+
+def seeds_of(text: str) -> list[int]:
+    """The seeds in ``0,1,2``.
+
+    Raises:
+        ValueError: If one is no whole number of 0 or more.
+    """
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"seeds is {text!r}, but must be whole numbers of 0 or more: write seeds=0,1,2")
+    return [int(part) for part in parts]
 
 
 def hit_rates(run: Settings, world: World, seed: int) -> dict[str, float]:
@@ -103,25 +119,24 @@ def table(columns: dict[str, dict[str, float]]) -> str:
 
 
 def main(arguments: list[str]) -> str:
-    """Measure each seed and return the table."""
-    seeds = [text.removeprefix("seeds=") for text in arguments if text.startswith("seeds=")] or ["0"]
-    run = settings([text for text in arguments if not text.startswith("seeds=")])
+    """Measure each seed and return the table; a wrong argument ends the program with its fault."""
+    typed = [text.removeprefix("seeds=") for text in arguments if text.startswith("seeds=")] or ["0"]
+    try:
+        seeds = seeds_of(typed[-1])
+        run = settings([text for text in arguments if not text.startswith("seeds=")])
+    except ValueError as error:
+        sys.exit(str(error))
     columns = {}
-    for seed in seeds[-1].split(","):
-        world = simulate(run.world, int(seed))
-        columns[seed] = {f"HR@{K} {name}": rate for name, rate in hit_rates(run, world, int(seed)).items()}
-        columns[seed] |= ranges(world)
+    for seed in seeds:
+        world = simulate(run.world, seed)
+        columns[str(seed)] = {f"HR@{K} {name}": rate for name, rate in hit_rates(run, world, seed).items()}
+        columns[str(seed)] |= ranges(world)
     return table(columns)
 
 
 def _hit_rate(lists: pl.DataFrame, test: pl.DataFrame) -> float:
     hits = lists.filter(pl.col("rank") <= K).join(test, on=["user_id", "ad_id"], how="semi")
     return hits.height / test.height
-
-
-def _added(override: str) -> str:
-    """A group is added to the empty configuration; a value is overridden."""
-    return f"+{override}" if override.startswith("data/") else override
 
 
 if __name__ == "__main__":

@@ -35,8 +35,7 @@ def pools(catalog: Catalog, day: int) -> Pools:
     living = alive(catalog, day)
     if not living.any():
         raise ValueError(
-            f"no ad lives on day {day}: lower data.world.ads.churn_per_day or raise "
-            "data.world.ads.ads_per_category"
+            f"no ad lives on day {day}: lower data.world.ads.churn_per_day or raise data.world.ads.ads_per_category"
         )
     weight = catalog.weight * living
     living_in = np.bincount(catalog.category, living, minlength=words.NUM_CATEGORIES)

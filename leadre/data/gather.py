@@ -16,7 +16,7 @@ from leadre.data.importers import amazon_beauty, completejourney, synthetic
 from leadre.data.importers import tables as own_tables
 from leadre.data.split import leave_one_out
 
-VERSION = 1
+VERSION = 2
 
 log = logging.getLogger(__name__)
 

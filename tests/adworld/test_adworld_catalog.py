@@ -99,5 +99,5 @@ def test_life_spans_of_the_table_are_within_the_world(world_config, catalog):
 
 
 def test_a_world_in_which_no_ad_lives_is_refused(catalog):
-    with pytest.raises(ValueError, match=r"no ad lives on day 3: lower ads\.churn_per_day or raise"):
+    with pytest.raises(ValueError, match=r"no ad lives on day 3: lower data\.world\.ads\.churn_per_day or raise data"):
         pools(catalog._replace(end_day=np.full(4800, 2.0)), 3)

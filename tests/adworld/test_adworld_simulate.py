@@ -83,9 +83,9 @@ def test_clicks_come_with_their_true_probability(tiny_world):
     assert abs(clicked.sum() - probability.sum()) < 4 * deviation
 
 
-def test_the_oracle_ranks_fifty_ads_for_users_with_three_ad_behaviors(tiny_world):
+def test_the_oracle_ranks_fifty_ads_for_users_with_two_ad_behaviors(tiny_world):
     counts = tiny_world.behaviors.filter(pl.col("domain") == "ad").group_by("user_id").len()
-    asked = counts.filter(pl.col("len") >= 3)["user_id"]
+    asked = counts.filter(pl.col("len") >= 2)["user_id"]
     lists = tiny_world.oracle
     assert sorted(lists["user_id"].unique()) == sorted(asked)
     assert (lists.group_by("user_id").len()["len"] == 50).all()
@@ -195,3 +195,9 @@ def _category_of(world, domain):
     }[domain]
     chosen = world.behaviors.filter((pl.col("domain") == domain) & (pl.col("action") != "conversion"))
     return chosen.join(items, on="item_id").select("user_id", "time", "category")
+
+
+def test_a_world_without_anybody_to_test_has_an_empty_oracle(world_config, tmp_path):
+    world = simulate(world_config("days=1", "users.num_users=1"), 0)
+    assert world.oracle.is_empty()
+    tables.write(tables.LISTS, world.oracle, tmp_path / "oracle.parquet")

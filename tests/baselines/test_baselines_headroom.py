@@ -1,6 +1,6 @@
 import pytest
 
-from experiments.headroom import main, table
+from experiments.headroom import main, settings, table
 
 
 @pytest.fixture(scope="module")
@@ -23,3 +23,23 @@ def test_the_table_has_a_column_a_seed_and_the_mean():
         "|---|---|---|---|",
         "| x | 1.000 | 2.000 | 1.500 |",
     ]
+
+
+def test_without_a_world_the_world_is_small():
+    assert settings([]) == settings(["data/world=small"]) != settings(["data/world=tiny"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("seeds=a", "seeds is 'a', but must be whole numbers of 0 or more: write seeds=0,1,2"),
+        ("seeds=0,", "seeds is '0,', but must be"),
+        ("data/world=big", r"data/world: no such option \(got big\); choose from paper, small, tiny"),
+        ("data.world.dais=3", "data.world.dais: unknown key"),
+        ("small", "small is no override: write key=value"),
+        ("data=tables", "data"),
+    ],
+)
+def test_a_wrong_argument_ends_the_program_with_its_fault(argument, told):
+    with pytest.raises(SystemExit, match=told):
+        main([argument])

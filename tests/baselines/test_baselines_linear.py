@@ -1,3 +1,5 @@
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -93,3 +95,43 @@ def test_the_same_seed_gives_the_same_weights(dense):
             seed=0,
         )
     assert torch.equal(models[0].weights.weight, models[1].weights.weight)
+
+
+def test_without_valid_targets_the_last_epoch_is_kept_and_said_so(dense, caplog):
+    model, bags = LinearModel(5, torch.zeros((1, 4), dtype=torch.long), 1), _bags(dense)
+    target, nobody = np.array([0, 1, 2, 3, 0, 1, 2]), np.zeros(0, dtype=np.int64)
+    with caplog.at_level(logging.INFO):
+        result = fit(
+            model,
+            bags,
+            target,
+            bags.part(0, 0),
+            nobody,
+            learning_rate=0.1,
+            batch_size=9,
+            max_epochs=3,
+            patience=1,
+            seed=0,
+        )
+    assert result.epochs == 3
+    assert np.isnan(result.valid_loss)
+    assert "no valid targets to stop by, so the last of 3 epochs is kept" in caplog.text
+    assert model.weights.weight.abs().sum() > 0
+
+
+def test_a_training_that_diverges_is_told_with_the_key_to_lower(dense):
+    model, bags = LinearModel(5, torch.zeros((1, 4), dtype=torch.long), 1), _bags(100 * dense)
+    target = np.array([0, 1, 2, 3, 0, 1, 2])
+    with pytest.raises(ValueError, match=r"finite valid loss with baselines\.linear\.learning_rate=1e\+37: lower it"):
+        fit(
+            model,
+            bags,
+            target,
+            bags,
+            target,
+            learning_rate=1e37,
+            batch_size=9,
+            max_epochs=2,
+            patience=2,
+            seed=0,
+        )

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -7,6 +8,7 @@ import pytest
 from leadre import tables
 from leadre.baselines.config import BaselinesConfig, LinearConfig, ValueConfig
 from leadre.baselines.features import Tables, describe_targets, to_bags, vocabulary
+from leadre.baselines.lists import ranked_in_chunks
 from leadre.baselines.recommend import recommend
 from leadre.baselines.value import train_time, value_scores
 from leadre.data.split import leave_one_out
@@ -125,6 +127,25 @@ def test_what_happens_at_or_after_the_test_target_changes_no_list(tmp_path, plai
         assert first[name].equals(second[name]), name
 
 
+def test_the_ad_of_a_test_target_changes_no_list(tmp_path, plain):
+    first = _run(tmp_path / "1", **plain)
+    other = pl.when(pl.col("role") == "test").then(pl.lit("a3")).otherwise(pl.col("ad_id"))
+    split = plain["split"].with_columns(ad_id=other)
+    assert not split.equals(plain["split"])
+    second = _run(tmp_path / "2", **{**plain, "split": split})
+    for name in NAMES:
+        assert first[name].equals(second[name]), name
+
+
+def test_users_in_chunks_get_the_lists_of_all_at_once(tmp_path, plain, monkeypatch):
+    whole = _run(tmp_path / "1", **plain)
+    chunked = partial(ranked_in_chunks, chunk=3)
+    monkeypatch.setattr("leadre.baselines.recommend.ranked_in_chunks", chunked)
+    parts = _run(tmp_path / "2", **plain)
+    for name in NAMES:
+        assert whole[name].equals(parts[name]), name
+
+
 def test_what_happens_from_the_valid_target_on_changes_neither_popularity_nor_labels(tmp_path, plain):
     first = _run(tmp_path / "1", **plain)
     limits = plain["split"].filter(pl.col("role") == "valid").select("user_id", limit="time")
@@ -217,4 +238,4 @@ def test_value_scores_by_hand():
     )
     interest_x, interest_y = 2.75 / 3, 0.25 / 3
     expected = [interest_x * 2 / 3 * 3.5, interest_x / 3 * 2.5, interest_y * 3.0]
-    np.testing.assert_allclose(scores[0], expected)
+    np.testing.assert_allclose(scores.of(0, 1)[0], expected)

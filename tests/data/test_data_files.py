@@ -205,3 +205,12 @@ def test_the_three_formats_tell_the_same(tmp_path):
     read = [files.read(tmp_path / f"b.{ending}", tables.BEHAVIORS).frame for ending in ("parquet", "csv", "jsonl")]
     for each in read:
         assert_frame_equal(each.drop("file", "line"), frame)
+
+
+@pytest.mark.parametrize("attributes", [[["brand_X"], None], [None, None]])
+def test_a_missing_list_of_a_parquet_file_is_empty(tmp_path, attributes):
+    path = tmp_path / "ads.parquet"
+    pl.DataFrame({"ad_id": ["a", "b"], "attributes": attributes}).write_parquet(path)
+    rows = files.read(path, check.ADS)
+    assert rows.frame["attributes"].to_list() == [each or [] for each in attributes]
+    assert rows.refused.is_empty()

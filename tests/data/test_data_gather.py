@@ -11,9 +11,11 @@ from polars.testing import assert_frame_equal
 from pydantic import TypeAdapter, ValidationError
 
 from leadre import tables
+from leadre.adworld.simulate import simulate
 from leadre.data.config import DataConfig, TablesData
 from leadre.data.fingerprint import fingerprint
 from leadre.data.gather import gather
+from leadre.data.importers import synthetic
 from leadre.data.split import histories
 
 ROOT = Path(__file__).parents[2]
@@ -171,7 +173,7 @@ def test_users_without_a_profile_get_a_row(bad_corpus, tmp_path):
     frames, world, _ = gathered(own(bad_corpus), tmp_path / "out")
     assert frames["users"].rows() == [("u1", *[None] * 6)]
     assert world["users_with_test"] == 1
-    assert world["users_without_target"] == 0
+    assert world["users_without_test"] == 0
 
 
 def test_too_many_bad_rows_stop_the_run_and_leave_the_quarantine(bad_corpus, tmp_path):
@@ -232,8 +234,9 @@ def test_missing_and_doubled_tables_are_told_together(tmp_path):
 )
 def test_end_time_is_utc_unless_it_says_otherwise(tmp_path, end_time, refused_rows):
     (tmp_path / "ads.csv").write_text("ad_id,name\na,Shoes\n")
-    (tmp_path / "behaviors.csv").write_text("user_id,item_id,domain,action,time\nu,a,ad,click,1\nu,a,ad,click,300\n")
-    _, _, path = gathered(own(tmp_path, end_time=end_time), tmp_path / "out")
+    clicks = "".join(f"u,a,ad,click,{time}\n" for time in (1, 2, 300))
+    (tmp_path / "behaviors.csv").write_text(f"user_id,item_id,domain,action,time\n{clicks}")
+    _, _, path = gathered(own(tmp_path, end_time=end_time, min_ads=2), tmp_path / "out")
     assert [row["reason"] for row in refused(path)] == ["future time"] * refused_rows
 
 
@@ -241,9 +244,9 @@ def test_without_an_end_time_the_far_future_is_refused(tmp_path):
     (tmp_path / "ads.csv").write_text("ad_id,name\na,Shoes\n")
     in_milliseconds = 1_700_000_000_000
     (tmp_path / "behaviors.csv").write_text(
-        f"user_id,item_id,domain,action,time\nu,a,ad,click,1700000000\nu,a,ad,click,{in_milliseconds}\n"
+        f"user_id,item_id,domain,action,time\nu,a,ad,click,1\nu,a,ad,click,1700000000\nu,a,ad,click,{in_milliseconds}\n"
     )
-    _, world, _ = gathered(own(tmp_path, end_time=None), tmp_path / "out")
+    _, world, _ = gathered(own(tmp_path, end_time=None, min_ads=2), tmp_path / "out")
     assert world["quarantined"] == {"future time": 1}
 
 
@@ -267,7 +270,7 @@ def test_the_example_is_whole(tmp_path, monkeypatch):
     frames, world, path = gathered(composed("data=tables"), tmp_path / "out")
     assert path.read_text() == ""
     assert world["counts"]["ad_behaviors"] + world["counts"]["content_behaviors"] == frames["behaviors"].height == 10
-    assert (world["users_with_test"], world["users_without_target"]) == (2, 1)
+    assert (world["users_with_test"], world["users_without_test"]) == (2, 1)
     told = "The name of the ad is ID.3 test drive; The product type is Automobile Products; The first-level category is"
     assert frames["ads"]["description"][0].startswith(told)
     assert frames["ads"]["description"][0] in (ROOT / "docs/data.md").read_text()
@@ -277,10 +280,34 @@ def test_a_simulated_world_is_gathered_with_its_oracle(tmp_path):
     frames, world, path = gathered(composed("data=synthetic", "data/world=tiny"), tmp_path / "out")
     assert path.read_text() == ""
     assert (world["name"], world["language"]) == ("synthetic", "en")
+    assert world["read"] == {f"simulated {name}": frames[name].height for name in WRITTEN if name != "split"}
     oracle = tables.read(tables.LISTS, tmp_path / "out" / "oracle.parquet")
     tested = frames["split"].filter(role="test")["user_id"]
     assert set(oracle["user_id"]) == set(tested)
     assert frames["behaviors"].equals(frames["behaviors"].sort("user_id", "time", maintain_order=True))
+
+
+def test_a_bad_row_of_a_simulation_stops_the_run(tmp_path, monkeypatch):
+    def with_a_doubled_ad(world, seed):
+        made = simulate(world, seed)
+        return made._replace(ads=pl.concat([made.ads, made.ads.head(1)]))
+
+    monkeypatch.setattr(synthetic, "simulate", with_a_doubled_ad)
+    with pytest.raises(ValueError, match="rows of simulated ads are bad, mostly: ad_id seen before"):
+        gathered(composed("data=synthetic", "data/world=tiny"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("min_ads", [2, 3])
+def test_the_oracle_ranks_for_exactly_the_tested_users(tmp_path, min_ads):
+    config = composed("data=synthetic", "data/world=tiny", f"data.min_ads={min_ads}", "data.world.users.num_users=60")
+    frames, _, _ = gathered(config, tmp_path / "out")
+    oracle = tables.read(tables.LISTS, tmp_path / "out" / "oracle.parquet")
+    assert set(oracle["user_id"]) == set(frames["split"].filter(role="test")["user_id"])
+
+
+def test_a_world_in_which_nobody_can_be_tested_is_told(bad_corpus, tmp_path):
+    with pytest.raises(ValueError, match=r"no user has data\.min_ads=9 ad behaviors, so nobody can be tested: lower"):
+        gathered(own(bad_corpus, min_ads=9), tmp_path / "out")
 
 
 def test_no_history_of_a_simulated_world_reaches_its_target(tmp_path):

@@ -171,3 +171,15 @@ def test_broken_tables_are_refused(folders):
     tables.write(tables.SPLIT, split.filter(pl.col("role") == "train"), split_path)
     with pytest.raises(ValueError, match="no user can be scored"):
         scored(folders)
+
+
+def test_ads_outside_the_catalog_leave_the_oracles_lists_alone(folders):
+    given = lists({"u1": ["gone", "a"], "u2": ["gone", "d", "b"], "u3": ["gone"]})
+    tables.write(tables.LISTS, given, folders["world"] / "oracle.parquet")
+    tables.write(tables.LISTS, given, folders["generations"] / "lists.parquet")
+    scores = scored(folders)
+    oracle, leadre = scores["systems"]["oracle"], scores["systems"]["LEADRE"]
+    assert (oracle["HR@1"], oracle["HR@2"], oracle["invalid_ads"]) == pytest.approx((1 / 3, 2 / 3, 0))
+    assert (leadre["HR@1"], leadre["HR@2"], leadre["invalid_ads"]) == pytest.approx((0, 1 / 3, 3))
+    ranks = pl.read_parquet(folders["out"] / "per_user.parquet").filter(system="oracle")
+    assert ranks["rank"].to_list() == [1, 2, None]

@@ -5,14 +5,19 @@ from leadre.adworld.simulate import simulate
 from leadre.data.check import Found, with_origin
 from leadre.data.quarantine import EMPTY
 
+_CHECKED = ("ads", "users", "contents", "behaviors", "impressions")
+
 
 def load(world: WorldConfig, *, seed: int) -> Found:
     """Simulate the world; its rows go through the same checks as those of a file."""
     made = simulate(world, seed)
-    rows = {name: getattr(made, name) for name in ("ads", "users", "contents", "behaviors", "impressions")}
     return Found(
-        **{name: with_origin(frame, f"simulated {name}") for name, frame in rows.items()},
+        ads=with_origin(made.ads, "simulated ads"),
+        users=with_origin(made.users, "simulated users"),
+        contents=with_origin(made.contents, "simulated contents"),
+        behaviors=with_origin(made.behaviors, "simulated behaviors"),
+        impressions=with_origin(made.impressions, "simulated impressions"),
         refused=EMPTY,
-        totals={f"simulated {name}": frame.height for name, frame in rows.items()},
+        totals={f"simulated {name}": frame.height for name, frame in made._asdict().items() if name in _CHECKED},
         oracle=made.oracle,
     )
