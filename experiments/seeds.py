@@ -7,6 +7,7 @@ Choices are made on validation; this table is the test users', once.
 """
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rich.table import Table
 from leadre import pipeline
 from leadre.artifacts import Result, Store
 from leadre.config import CONF, ConfigError, RunConfig, check, load
+from leadre.job import quiet_libraries
 from leadre.metrics.uncertainty import paired_bootstrap
 
 K = 8
@@ -89,6 +91,8 @@ def main(arguments: list[str]) -> None:
         check(overrides)
     except ConfigError as error:
         sys.exit(str(error))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    quiet_libraries()
     results = [run(overrides, seed) for seed in seeds]
     print(json.dumps(show(results, seeds)))
 

@@ -37,9 +37,7 @@ def run_job(run: RunConfig, *, train: bool) -> None:
         run: The checked configuration.
         train: Build whatever is missing; with False only lists, baselines and scores are made.
     """
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # Transformers' own, for loading a file; stages have theirs
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quiet_libraries()
     if run.compute.threads is not None:
         torch.set_num_threads(run.compute.threads)
     hydra = HydraConfig.get()
@@ -57,6 +55,13 @@ def run_job(run: RunConfig, *, train: bool) -> None:
             raise
     else:
         _write_result(folder, {"overrides": overrides, "scores": scores, "seconds": time.monotonic() - start})
+
+
+def quiet_libraries() -> None:
+    """Leave out what libraries say of themselves: progress bars for loading a file, hints, devices found."""
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # Transformers' own, for loading a file; stages have theirs
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _run(run: RunConfig, folder: Path, overrides: list[str], *, train: bool) -> dict[str, Any]:
