@@ -90,6 +90,15 @@ class RunConfig:
                 f"alignment is {self.alignment.kind!r}, but data=amazon_beauty has no impressions with ECPM, "
                 "so there are no pairs to learn from: use alignment=none"
             )
+        if (
+            self.data.kind == "completejourney"
+            and self.alignment.kind != "none"
+            and not self.alignment.preferences.reject_train_targets
+        ):
+            raise ValueError(
+                f"alignment is {self.alignment.kind!r}, but all ads that data=completejourney shows were bought, "
+                "and no bought ad may be rejected: use alignment=none or alignment.preferences.reject_train_targets=true"
+            )
         return self
 
 

@@ -12,7 +12,11 @@ from leadre.config import CONF, ConfigError, RunConfig, check, load
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in CONF.rglob("*.yaml") if path.parent != CONF)
-NEEDS = {"prompts=paper": ["sft/tuning=paper"], "data=amazon_beauty": ["alignment=none"]}
+NEEDS = {
+    "prompts=paper": ["sft/tuning=paper"],
+    "data=amazon_beauty": ["alignment=none"],
+    "data=completejourney": ["alignment=none"],
+}
 """What some options must stand beside."""
 
 
@@ -80,6 +84,10 @@ def test_alignment_without_impressions_is_refused_before_anything_is_trained():
         "alignment is 'dpo', but data=amazon_beauty has no impressions with ECPM, so there are no pairs to learn from: "
         "use alignment=none"
     ]
+    assert _faults("data=completejourney")[0].endswith(
+        "use alignment=none or alignment.preferences.reject_train_targets=true"
+    )
+    check(["data=completejourney", "alignment.preferences.reject_train_targets=true"])
 
 
 def test_every_command_in_the_readme_the_docs_and_the_heads_of_the_options_is_right():
