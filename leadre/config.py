@@ -97,7 +97,8 @@ class RunConfig:
         ):
             raise ValueError(
                 f"alignment is {self.alignment.kind!r}, but all ads that data=completejourney shows were bought, "
-                "and no bought ad may be rejected: use alignment=none or alignment.preferences.reject_train_targets=true"
+                "and no bought ad may be rejected: use alignment=none or "
+                "alignment.preferences.reject_train_targets=true"
             )
         return self
 
