@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from leadre.settings import settings
+from leadre.training.config import check_rates
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -42,11 +43,7 @@ class TuningConfig:
 
     @model_validator(mode="after")
     def _the_rate_falls(self) -> Self:
-        if self.min_learning_rate > self.learning_rate:
-            raise ValueError(
-                f"min_learning_rate is {self.min_learning_rate:g}, but the rate falls to it from learning_rate "
-                f"{self.learning_rate:g}: lower min_learning_rate"
-            )
+        check_rates(self.learning_rate, self.min_learning_rate)
         return self
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from leadre.settings import settings
+from leadre.training.config import check_rates
 
 Task = Literal["explicit", "implicit", "main"]
 Count = Annotated[int, Field(ge=1)]
@@ -39,11 +40,7 @@ class Tuning:
 
     @model_validator(mode="after")
     def _the_rate_falls(self) -> Self:
-        if self.min_learning_rate > self.learning_rate:
-            raise ValueError(
-                f"min_learning_rate is {self.min_learning_rate:g}, but the rate falls to it from learning_rate "
-                f"{self.learning_rate:g}: lower min_learning_rate"
-            )
+        check_rates(self.learning_rate, self.min_learning_rate)
         return self
 
 

@@ -43,3 +43,16 @@ class WandbLogs:
 
 
 LoggerConfig = Annotated[FileLogs | WandbLogs, Field(discriminator="kind")]
+
+
+def check_rates(learning_rate: float, min_learning_rate: float) -> None:
+    """Refuse a learning rate that would rise to its minimum.
+
+    Raises:
+        ValueError: If the minimum is above the rate that falls to it.
+    """
+    if min_learning_rate > learning_rate:
+        raise ValueError(
+            f"min_learning_rate is {min_learning_rate:g}, but the rate falls to it from learning_rate "
+            f"{learning_rate:g}: lower min_learning_rate"
+        )

@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 
+from leadre.training.config import check_rates
+
 
 def adamw(
     parameters: Iterable[nn.Parameter],
@@ -24,11 +26,7 @@ def adamw(
     Raises:
         ValueError: If the minimum rate is above the rate that falls to it.
     """
-    if min_learning_rate > learning_rate:
-        raise ValueError(
-            f"min_learning_rate is {min_learning_rate:g}, but the rate falls to it from learning_rate "
-            f"{learning_rate:g}: lower min_learning_rate"
-        )
+    check_rates(learning_rate, min_learning_rate)
     optimizer = torch.optim.AdamW(decay_groups(parameters, weight_decay), lr=learning_rate)
     factor = partial(rate, num_steps=num_steps, warmup_share=warmup_share, floor=min_learning_rate / learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
