@@ -98,11 +98,39 @@ class Store:
                         _build(folder, stage, verb, config, inputs, source, unhashed)
             else:
                 _join_build(folder, verb, config, inputs, unhashed, together)
-        seconds = float(json.loads((folder / "manifest.json").read_text())["seconds"])
-        result = Result(stage, key, folder, seconds, reused)
-        log.info("%s %s %s", stage, key, "reused" if reused else f"built in {seconds:.1f} s")
+        result = Result(stage, key, folder, float(_manifest(folder)["seconds"]), reused)
+        log.info("%s %s %s", stage, key, "reused" if reused else f"built in {result.seconds:.1f} s")
         self.results.append(result)
         return result
+
+
+def origins(folder: Path) -> dict[str, Result]:
+    """A stored result and the results that it was made from, by stage; of several of one stage the nearest.
+
+    Args:
+        folder: The folder of a whole result in a store.
+
+    Raises:
+        ArtifactError: If one of them is missing or broken.
+    """
+    found: dict[str, Result] = {}
+    open_folders = [folder]
+    while open_folders:
+        at = open_folders.pop(0)
+        if at.parent.name in found:
+            continue
+        verify(at)
+        manifest = _manifest(at)
+        found[manifest["stage"]] = Result(manifest["stage"], manifest["key"], at, manifest["seconds"], reused=True)
+        open_folders += [at.parent.parent / stage / key for stage, key in manifest["inputs"].items()]
+    return found
+
+
+def differences(result: Result, config: object) -> list[str]:
+    """The settings, as ``key=then, now value``, in which a stored result was made otherwise than ``config`` says."""
+    then, now = _manifest(result.path)["config"], _plain(config)
+    keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    return [f"{key}={then.get(key)}, now {now.get(key)}" for key in keys]
 
 
 def fingerprint(model: str) -> str:
@@ -124,7 +152,7 @@ def verify(folder: Path) -> None:
         raise ArtifactError(
             f"{folder} has no manifest.json: the result is not whole; delete the folder to build it anew"
         )
-    files = json.loads((folder / "manifest.json").read_text())["files"]
+    files = _manifest(folder)["files"]
     found = _files(folder)
     faults = [f"{name} is missing" for name in files if name not in found]
     faults += [f"{name} is not in the manifest" for name in found if name not in files]
@@ -267,6 +295,11 @@ def _lock(folder: Path) -> Iterator[None]:
 
 def _is_whole(folder: Path) -> bool:
     return (folder / "manifest.json").exists()
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return content
 
 
 def _files(folder: Path) -> list[str]:

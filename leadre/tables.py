@@ -97,8 +97,14 @@ IMPRESSIONS = Table(
 SPLIT = Table("split", {"user_id": _TEXT, "role": _TEXT, "ad_id": _TEXT, "time": _TIME})
 """One row a target: ``role`` is ``train`` (every ad but the last two), ``valid`` (last but one) or ``test`` (last)."""
 
+ROWS = Table("rows", {"ad_id": _TEXT, "text_key": _TEXT})
+"""One row a vector, in the order of ``ads``: its ad, and what tells its text from others (32 hex digits of sha256)."""
+
+VECTORS = Table("vectors", {"ad_id": _TEXT, "vector": Column(pl.List(pl.Float32()))})
+"""One row an ad: an embedding that was made elsewhere."""
+
 CODES = Table("codes", {"ad_id": _TEXT, "codes": _CODES})
-"""One row an ad, in the order of ``ads``: its M codes, before the extra code."""
+"""One row an ad: its M codes, before the extra code. The table only grows from day to day: new ads stand last."""
 
 SIDS = Table("sids", {"ad_id": _TEXT, "sid": _CODES, "name": _TEXT})
 """One row an ad of the catalog, sorted by ``sid`` (M+1 codes); ``name`` is ``<a_51> <b_10> ...``.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from leadre.artifacts import ArtifactError, Store, fingerprint, verify
+from leadre.artifacts import ArtifactError, Store, differences, fingerprint, origins, verify
 from leadre.settings import settings
 
 VERSION = 1
@@ -185,3 +185,34 @@ def test_a_killed_build_frees_its_lock_and_is_built_by_the_next(tmp_path):
     assert subprocess.run([*arguments, "die"], check=False).returncode == -signal.SIGKILL
     done = subprocess.run(arguments, check=True, capture_output=True, text=True, env=os.environ)
     assert (Path(done.stdout.strip()) / "done.txt").read_text() == "whole"
+
+
+def test_a_result_leads_back_to_all_that_it_was_made_from_and_to_the_nearest_of_a_stage(tmp_path):
+    store = Store(tmp_path)
+    seed = store.make("seed", grow, Setting(size=0))
+    older = store.make("tree", grow, Setting(size=1), seed)
+    newer = store.make("tree", grow, Setting(size=2), seed, older)
+    forest = store.make("forest", grow, Setting(size=3), newer)
+    found = origins(forest.path)
+    assert {stage: result.key for stage, result in found.items()} == {
+        "forest": forest.key,
+        "tree": newer.key,
+        "seed": seed.key,
+    }
+
+
+def test_origins_that_are_missing_or_broken_are_refused(tmp_path):
+    store = Store(tmp_path)
+    seed = store.make("seed", grow, Setting(size=0))
+    tree = store.make("tree", grow, Setting(size=1), seed)
+    (seed.path / "tree.txt").write_text("other")
+    with pytest.raises(ArtifactError, match="tree.txt differs from its sha256"):
+        origins(tree.path)
+    with pytest.raises(ArtifactError, match="has no manifest"):
+        origins(tmp_path / "tree" / "nothing")
+
+
+def test_settings_that_changed_are_told_then_and_now(tmp_path):
+    tree = Store(tmp_path).make("tree", grow, Setting(size=1))
+    assert differences(tree, Setting(size=1, root="elsewhere")) == []
+    assert differences(tree, Setting(size=4)) == ["size=1, now 4"]
