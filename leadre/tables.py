@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 
 class TableError(ValueError):
@@ -98,7 +100,8 @@ SPLIT = Table("split", {"user_id": _TEXT, "role": _TEXT, "ad_id": _TEXT, "time":
 """One row a target: ``role`` is ``train`` (every ad but the last two), ``valid`` (last but one) or ``test`` (last)."""
 
 ROWS = Table("rows", {"ad_id": _TEXT, "text_key": _TEXT})
-"""One row a vector, in the order of ``ads``: its ad, and what tells its text from others (32 hex digits of sha256)."""
+"""One row a vector, in the order of ``ads``: its ad, and what tells its text from others: 32 hex digits of the text's
+sha256, or, where vectors were made elsewhere, of the vector's."""
 
 VECTORS = Table("vectors", {"ad_id": _TEXT, "vector": Column(pl.List(pl.Float32()))})
 """One row an ad: an embedding that was made elsewhere."""
@@ -127,6 +130,11 @@ of ``ad_id``."""
 
 LISTS = Table("lists", {"user_id": _TEXT, "rank": _INT, "ad_id": _TEXT, "score": Column(pl.Float64())})
 """One row a recommended ad: ranks 1..K a user, no ad twice in a list."""
+
+
+def matrix(lists: pl.Series, width: int) -> NDArray[np.int32]:
+    """A column of lists of ``width`` integers each, such as codes or S-IDs, to ``(N, width)``."""
+    return lists.list.to_array(width).to_numpy(writable=True).reshape(-1, width)
 
 
 def read(table: Table, path: Path) -> pl.DataFrame:

@@ -4,14 +4,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from leadre.embedding import lsa
 from leadre.embedding.hashing import hashing_vectors
-from leadre.embedding.lsa import lsa_vectors
 
 CARS = [f"car {brand} electric wheels model {i}" for i, brand in enumerate(["volta", "ampere", "ohm", "watt"] * 3)]
 FOOD = [f"noodles {brand} spicy soup taste {i}" for i, brand in enumerate(["wok", "pan", "pot", "grill"] * 3)]
 WORDS = {"analyzer": "word", "ngrams": (1, 2), "max_terms": 1000, "seed": 0}
+
+
+def lsa_vectors(texts, **options):
+    return lsa.transform(lsa.fit(texts, **options), texts)
 
 
 def _within_and_across(x):
@@ -60,6 +65,36 @@ def test_fewer_texts_or_terms_than_dimensions_leave_zero_columns(texts):
 def test_texts_without_any_term_are_an_error():
     with pytest.raises(ValueError, match=r"none of the 2 descriptions has a term .* check that the ads have a name"):
         lsa_vectors([".", "!"], dimension=2, **WORDS)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return lsa.fit(CARS + FOOD, dimension=4, **WORDS)
+
+
+def test_new_texts_are_embedded_as_scikit_learn_does_with_what_was_fitted(fitted):
+    terms = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    directions = TruncatedSVD(4, random_state=0).fit(terms.fit_transform(CARS + FOOD))
+    new = ["a spicy car of watt", "noodles on wheels", "electric electric soup"]
+    theirs = directions.transform(terms.transform(new))
+    theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
+    np.testing.assert_allclose(lsa.transform(fitted, new), theirs, atol=1e-6)
+
+
+def test_the_vector_of_a_text_depends_on_it_alone_bit_by_bit(fitted, tmp_path):
+    together = lsa.transform(fitted, CARS + FOOD)
+    lsa.save(fitted, tmp_path)
+    again = lsa.load(tmp_path)
+    assert (again.analyzer, again.ngrams, again.terms) == (fitted.analyzer, fitted.ngrams, fitted.terms)
+    for row, text in enumerate(CARS + FOOD):
+        assert lsa.transform(again, [text])[0].tobytes() == together[row].tobytes()
+
+
+def test_a_text_without_any_known_term_has_the_zero_vector(fitted):
+    x = lsa.transform(fitted, ["entirely unheard", "", "soup"])
+    assert not x[:2].any()
+    np.testing.assert_allclose(np.linalg.norm(x[2]), 1, atol=1e-6)
+    assert lsa.transform(fitted, []).shape == (0, 4)
 
 
 def test_an_n_gram_range_upside_down_is_an_error():
