@@ -1,38 +1,45 @@
-"""k-means in plain torch: k-means++ start, then Lloyd's steps; alone, and level by level on residuals."""
+"""k-means in plain torch: greedy k-means++ start, then Lloyd's steps; alone, and level by level on residuals."""
 
 import torch
 from torch import Tensor
 
 from leadre.quantizer.residual import nearest
 
+START_SAMPLE = 32
+"""Vectors a cluster that the start looks at: more hardly lower the error."""
+START_DRAWS = 16
+"""Vectors drawn for each center of the start, of which the best is kept."""
+LEAST_GAIN = 1e-3
+"""Lloyd's steps end where one lowers the error by a smaller share than this."""
+
 
 def kmeans(x: Tensor, clusters: int, *, iterations: int, generator: torch.Generator) -> Tensor:
     """Find cluster centers.
 
-    A center that no vector is nearest to moves to the vector that is farthest from its own center. With fewer
-    distinct vectors than clusters, each has a center of its own and the rest of the centers repeat vectors.
+    A center that no vector is nearest to moves to the vector that is farthest from its own center. With no more
+    distinct vectors than clusters, the centers are these vectors, over and over.
 
     Args:
         x: ``(N, d)`` vectors, N >= 1, on the CPU (where sums have one order, so that the result repeats bit by bit).
         clusters: Number of centers K.
-        iterations: Number of Lloyd's steps; 0 leaves the k-means++ start.
+        iterations: Number of Lloyd's steps at most; 0 leaves the k-means++ start.
         generator: Draws the start.
 
     Returns:
         ``(K, d)`` centers.
     """
-    centers = _plus_plus(x, clusters, generator)
+    few = _distinct_if_few(x, clusters)
+    if few is not None:
+        return few[torch.arange(clusters) % len(few)]
+    sample = torch.randperm(len(x), generator=generator)[: START_SAMPLE * clusters]
+    centers, last_error = _greedy_start(x[sample], clusters, generator), float("inf")
     for _ in range(iterations):
         owner = nearest(x, centers)
-        sizes = torch.bincount(owner, minlength=clusters)
-        sums = torch.zeros_like(centers).index_add_(0, owner, x)
-        moved = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], centers)
-        empty = torch.nonzero(sizes == 0).flatten()[: len(x)]
-        farthest = (x - moved[owner]).square().sum(-1).argsort(descending=True, stable=True)
-        moved[empty] = x[farthest[: len(empty)]]
-        if torch.equal(moved, centers):
+        distances = (x - centers[owner]).square().sum(-1)
+        error = float(distances.sum())
+        if error > (1 - LEAST_GAIN) * last_error:
             break
-        centers = moved
+        centers, last_error = _moved(x, owner, distances, centers), error
     return centers
 
 
@@ -45,7 +52,7 @@ def residual_kmeans(
         x: ``(N, d)`` vectors, N >= 1.
         levels: Number of levels M.
         codebook_size: Number of codes K a level.
-        iterations: Lloyd's steps a level.
+        iterations: Lloyd's steps a level, at most.
         generator: Draws the starts.
 
     Returns:
@@ -59,16 +66,47 @@ def residual_kmeans(
     return torch.stack(codebooks)
 
 
-def _plus_plus(x: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """Draw centers among the vectors, each with a chance of its squared distance to those drawn before.
+def _distinct_if_few(x: Tensor, most: int) -> Tensor | None:
+    """The distinct vectors ``(U, d)`` where there are no more than ``most``, else None."""
+    for vectors in (x[: 2 * most], x):  # a few show it mostly, and all take long to sort
+        distinct = vectors.unique(dim=0)  # type: ignore[no-untyped-call]
+        if len(distinct) > most:
+            return None
+    return torch.as_tensor(distinct)
 
-    Source: Arthur and Vassilvitskii 2007, k-means++.
+
+def _greedy_start(x: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+    """Choose centers among the vectors one by one, each the best of some drawn by their squared distance to the rest.
+
+    Source: Arthur and Vassilvitskii 2007, k-means++, and its greedy variant in their section 8.
     """
-    drawn = [int(torch.randint(len(x), (), generator=generator))]
-    distances = (x - x[drawn[0]]).square().sum(-1).double()
-    for point in torch.rand(clusters - 1, generator=generator, dtype=torch.float64):
-        ends = distances.cumsum(0)
-        chosen = int(torch.searchsorted(ends, point * ends[-1], right=True))
-        drawn.append(min(chosen, len(x) - 1))  # past the end where every vector is a center already
-        distances = torch.minimum(distances, (x - x[drawn[-1]]).square().sum(-1).double())
-    return x[drawn].clone()
+    # Squared distances stand without |x|^2, which no comparison needs; centered, they lose few digits so.
+    columns = (x - x.mean(0)).T.contiguous()
+    norms = columns.square().sum(0)
+    chosen = torch.randint(len(x), (1,), generator=generator)
+    nearest_center = _less_norm(columns, norms, chosen)[0]
+    drawn = [int(chosen)]
+    for points in torch.rand(clusters - 1, START_DRAWS, generator=generator, dtype=torch.float64):
+        ends = (nearest_center + norms).clamp(min=0).cumsum(0, dtype=torch.float64)
+        chosen = torch.searchsorted(ends, points * ends[-1], right=True).clamp(max=len(x) - 1)
+        candidates = torch.minimum(_less_norm(columns, norms, chosen), nearest_center)
+        best = int(candidates.sum(-1).argmin())
+        nearest_center = candidates[best]
+        drawn.append(int(chosen[best]))
+    return x[drawn]
+
+
+def _less_norm(columns: Tensor, norms: Tensor, rows: Tensor) -> Tensor:
+    """Squared distances of all vectors to some, less the vectors' own norms: ``(d, N)``, ``(R,)`` give ``(R, N)``."""
+    return torch.addmm(norms[rows, None], columns[:, rows].T, columns, alpha=-2)
+
+
+def _moved(x: Tensor, owner: Tensor, distances: Tensor, centers: Tensor) -> Tensor:
+    """One of Lloyd's steps: each center to the mean of its vectors, those without any to the vectors worst served."""
+    sizes = torch.bincount(owner, minlength=len(centers))
+    sums = torch.zeros_like(centers).index_add_(0, owner, x)
+    moved = sums / sizes.clamp(min=1)[:, None]
+    empty = torch.nonzero(sizes == 0).flatten()
+    if len(empty):
+        moved[empty] = x[distances.argsort(descending=True, stable=True)[: len(empty)]]
+    return moved

@@ -18,6 +18,12 @@ class ResidualKMeans(nn.Module):
         super().__init__()
         self.register_buffer("codebooks", codebooks)
 
+    @property
+    def codebook_sizes(self) -> list[int]:
+        """Number of codes of each level."""
+        levels, size, _ = self.codebooks.shape
+        return [size] * levels
+
     def quantize(self, x: Tensor) -> Quantized:
         """Embeddings ``(N, D)`` to codes, residuals and codewords."""
         return quantize_residuals(x, self.codebooks)

@@ -1,5 +1,6 @@
 """The RQ-VAE: encoder, residual quantization and decoder (LEADRE A.1)."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -7,20 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from leadre.quantizer.residual import Quantized, quantize_residuals, sum_of_codes
+from leadre.quantizer.rotation import rotated
 
 
 class RQVAEResult(NamedTuple):
     """What a forward pass gives for B embeddings of width D, with M levels of codes of width d.
 
     Attributes:
-        reconstruction: ``(B, D)``, in the units of the embeddings.
-        codes: ``(B, M)`` int64.
+        reconstruction: ``(B, D)``, in the units of `RQVAE.standardize`.
+        quantized: Codes, residuals and codewords of the B embeddings.
         reconstruction_loss: scalar, the paper's L_recons, as a mean over the batch.
         quantization_loss: scalar, the paper's L_quant, as a mean over the batch.
     """
 
     reconstruction: Tensor
-    codes: Tensor
+    quantized: Quantized
     reconstruction_loss: Tensor
     quantization_loss: Tensor
 
@@ -37,7 +39,6 @@ class RQVAE(nn.Module):
         code_dim: Width d of the codes.
         levels: Number of levels M.
         codebook_size: Number of codes K a level.
-        beta_quant: Weight of the encoder's half of the quantization loss.
         generator: Draws the first weights.
     """
 
@@ -52,34 +53,53 @@ class RQVAE(nn.Module):
         code_dim: int,
         levels: int,
         codebook_size: int,
-        beta_quant: float,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.beta_quant = beta_quant
         self.encoder = _perceptron((input_dim, *hidden_dims, code_dim), generator)
         self.decoder = _perceptron((code_dim, *reversed(hidden_dims), input_dim), generator)
         self.codebooks = nn.Parameter(torch.randn(levels, codebook_size, code_dim, generator=generator))
         self.register_buffer("mean", torch.zeros(input_dim))
         self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, x: Tensor) -> RQVAEResult:
+    @property
+    def codebook_sizes(self) -> list[int]:
+        """Number of codes of each level."""
+        levels, size, _ = self.codebooks.shape
+        return [size] * levels
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        beta_quant: float,
+        rotation: bool = False,
+        quantize: Callable[[Tensor, Tensor], Quantized] = quantize_residuals,
+    ) -> RQVAEResult:
         """Code and rebuild embeddings ``(B, D)``.
 
         The losses are the paper's sums over dimensions and levels; our choice: the mean over the ads of the
-        batch, so that the learning rate does not hang on the batch size. The gradient passes the quantization
-        straight through: the decoder's gradient goes to the encoder's output unchanged.
+        batch, so that the learning rate does not hang on the batch size.
+
+        Args:
+            x: ``(B, D)`` embeddings.
+            beta_quant: Weight of the encoder's half of the quantization loss.
+            rotation: False: the decoder's gradient goes to the encoder's output unchanged (straight through). True: it
+                is turned as the output is onto the quantized vector. Our choice: once, on the sum over the levels,
+                which is all that the decoder sees; a later level's residual points anywhere, and to turn each level's
+                gradient by its own angle would scatter it.
+            quantize: Encoder's outputs ``(B, d)`` and codebooks to codes; a balanced one may stand here.
         """
         standard = self.standardize(x)
         z = self.encoder(standard)
-        quantized = quantize_residuals(z, self.codebooks)
-        straight = z + (quantized.codewords.sum(0) - z).detach()
-        rebuilt = self.decoder(straight)
+        quantized = quantize(z, self.codebooks)
+        total = quantized.codewords.sum(0)
+        rebuilt = self.decoder(rotated(z, total.detach()) if rotation else z + (total - z).detach())
         return RQVAEResult(
-            reconstruction=rebuilt * self.scale + self.mean,
-            codes=quantized.codes,
+            reconstruction=rebuilt,
+            quantized=quantized,
             reconstruction_loss=(standard - rebuilt).square().sum(-1).mean(),
-            quantization_loss=quantization_loss(quantized.residuals, quantized.codewords, beta=self.beta_quant),
+            quantization_loss=quantization_loss(quantized.residuals, quantized.codewords, beta=beta_quant),
         )
 
     def standardize(self, x: Tensor) -> Tensor:
@@ -113,7 +133,7 @@ def quantization_loss(residuals: Tensor, codewords: Tensor, *, beta: float) -> T
 
     Args:
         residuals: ``(M, B, d)``.
-        codewords: ``(M, B, d)``.
+        codewords: ``(M, B, d)``; without a gradient (codebooks by moving averages) only the second half pulls.
         beta: The paper's beta_quant.
 
     Returns:

@@ -1,6 +1,7 @@
-"""Training of the RQ-VAE: losses, codes that nothing uses, learning rate, metrics."""
+"""Training of the RQ-VAE: losses, moving averages, codes that nothing uses, learning rate, metrics."""
 
-import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from leadre.quantizer import diagnostics
-from leadre.quantizer.rqvae import RQVAE
+from leadre.quantizer import diagnostics, ema
+from leadre.quantizer.residual import Quantized
+from leadre.quantizer.rqvae import RQVAE, RQVAEResult
+from leadre.training.optimizer import rate
 
 
 class RQVAEModule(LightningModule):
@@ -21,7 +24,12 @@ class RQVAEModule(LightningModule):
     at hand, drawn from (seed, step). All state is in the checkpoint, so a resumed training repeats bit by bit.
 
     Args:
-        network: The RQ-VAE.
+        network: The RQ-VAE, its codebooks set to where they start.
+        beta_quant: Weight of the encoder's half of the quantization loss.
+        rotation: Whether the gradient passes the quantization by rotation, not straight through.
+        ema_decay: None: the codebooks learn by gradient. Else they take none, and each code is the moving average,
+            with this decay, of the residuals that took it.
+        quantize: How a training batch gets its codes; what is coded for good always gets the nearest.
         learning_rate: Of AdamW, after the warmup; it falls to 0 along a half cosine.
         weight_decay: On the perceptrons' weights, not on the codebooks.
         warmup_steps: Steps of linear warmup.
@@ -31,11 +39,17 @@ class RQVAEModule(LightningModule):
     """
 
     uses: Tensor
+    sizes: Tensor
+    sums: Tensor
 
     def __init__(
         self,
         network: RQVAE,
         *,
+        beta_quant: float,
+        rotation: bool,
+        ema_decay: float | None,
+        quantize: Callable[[Tensor, Tensor], Quantized],
         learning_rate: float,
         weight_decay: float,
         warmup_steps: int,
@@ -45,6 +59,10 @@ class RQVAEModule(LightningModule):
     ) -> None:
         super().__init__()
         self.network = network
+        self.beta_quant = beta_quant
+        self.rotation = rotation
+        self.ema_decay = ema_decay
+        self.quantize = quantize
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
@@ -52,6 +70,10 @@ class RQVAEModule(LightningModule):
         self.restart_every_steps = restart_every_steps
         self.seed = seed
         self.register_buffer("uses", torch.zeros(network.codebooks.shape[:2], dtype=torch.int64))
+        network.codebooks.requires_grad_(ema_decay is None)
+        if ema_decay is not None:  # each code starts as the average of one vector
+            self.register_buffer("sizes", torch.ones(network.codebooks.shape[:2]))
+            self.register_buffer("sums", network.codebooks.detach().clone())
         self.valid_codes: list[Tensor] = []
 
     def training_step(self, batch: Tensor) -> Tensor:
@@ -59,23 +81,28 @@ class RQVAEModule(LightningModule):
         # Here and not after the step: a checkpoint of that step is written before Lightning's hook would run.
         if self.global_step and self.global_step % self.restart_every_steps == 0:
             self._restart_unused(batch)
-        result = self.network(batch)
-        counts = diagnostics.code_counts(result.codes, self.uses.shape[1])
-        self.uses += self.trainer.strategy.reduce(counts, reduce_op="sum")
+        result: RQVAEResult = self.network(
+            batch, beta_quant=self.beta_quant, rotation=self.rotation, quantize=self.quantize
+        )
+        codes = result.quantized.codes
+        counts = diagnostics.code_counts(codes, self.uses.shape[1])
+        taken = self._summed(counts)
+        self.uses += taken
+        if self.ema_decay is not None:
+            self._follow(result.quantized, taken, decay=self.ema_decay)
         # Lightning keeps the metrics of every n-th step alone, and to log the rest takes a quarter of the training.
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it without declaring it
         if (self.global_step + 1) % every == 0:
             self.log("train/reconstruction_loss", result.reconstruction_loss)
             self.log("train/quantization_loss", result.quantization_loss)
-            self.log("train/collision_rate", diagnostics.collisions(result.codes).rate)
+            self.log("train/collision_rate", diagnostics.collisions(codes).rate)
             self._log_codebooks("train", counts)
-        loss: Tensor = result.reconstruction_loss + result.quantization_loss
-        return loss
+        return result.reconstruction_loss + result.quantization_loss
 
     def validation_step(self, batch: Tensor) -> None:
         """Encode one batch of the ads."""
-        result = self.network(batch)
-        self.valid_codes.append(result.codes.cpu())
+        result: RQVAEResult = self.network(batch, beta_quant=self.beta_quant)
+        self.valid_codes.append(result.quantized.codes.cpu())
         self.log("valid/reconstruction_loss", result.reconstruction_loss, batch_size=len(batch))
 
     def on_validation_epoch_end(self) -> None:
@@ -88,24 +115,42 @@ class RQVAEModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with a linear warmup and a half cosine."""
         perceptrons = [*self.network.encoder.parameters(), *self.network.decoder.parameters()]
-        groups: list[dict[str, Any]] = [
-            {"params": perceptrons},
-            {"params": [self.network.codebooks], "weight_decay": 0.0},
-        ]
+        groups: list[dict[str, Any]] = [{"params": perceptrons}]
+        if self.ema_decay is None:
+            groups.append({"params": [self.network.codebooks], "weight_decay": 0.0})
         optimizer = AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
-        schedule = LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup=self.warmup_steps, steps=self.steps))
+        factor = partial(rate, num_steps=self.steps, warmup_share=self.warmup_steps / self.steps, floor=0.0)
+        schedule = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @torch.no_grad()
+    def _follow(self, quantized: Quantized, taken: Tensor, *, decay: float) -> None:
+        """Move averages and codebooks by one batch, of which ``taken`` ``(M, K)`` vectors took each code."""
+        sums = self._summed(ema.code_sums(quantized.codes, quantized.residuals.detach(), taken.shape[1]))
+        self.sizes.lerp_(taken.to(self.sizes.dtype), 1 - decay)
+        self.sums.lerp_(sums, 1 - decay)
+        self.network.codebooks.copy_(ema.averaged(self.sizes, self.sums))
+
+    def _summed(self, counts: Tensor) -> Tensor:
+        """The sum over the ranks of a distributed training."""
+        summed: Tensor = self.trainer.strategy.reduce(counts, reduce_op="sum")
+        return summed
 
     @torch.no_grad()
     def _restart_unused(self, batch: Tensor) -> None:
         generator = torch.Generator().manual_seed(self.seed + self.global_step)
         residuals = self.network.quantize(batch).residuals
         # Under DDP the ranks have different batches: all take the rows of the first.
-        residuals = self.trainer.strategy.broadcast(residuals)
-        for codebook, residual, uses in zip(self.network.codebooks, residuals, self.uses, strict=True):
+        residuals = self.trainer.strategy.broadcast(residuals).to(batch.device)
+        for level, (codebook, residual, uses) in enumerate(
+            zip(self.network.codebooks, residuals, self.uses, strict=True)
+        ):
             rows = torch.randperm(len(residual), generator=generator)
             unused = torch.nonzero(uses == 0).flatten()[: len(rows)]
             codebook[unused] = residual[rows[: len(unused)].to(residual.device)]
+            if self.ema_decay is not None:
+                self.sizes[level, unused] = 1.0
+                self.sums[level, unused] = codebook[unused]
         self.uses.zero_()
 
     def _log_codebooks(self, split: str, counts: Tensor) -> None:
@@ -113,15 +158,3 @@ class RQVAEModule(LightningModule):
         for level in range(len(counts)):
             self.log(f"{split}/usage_{level + 1}", shares[level].float())
             self.log(f"{split}/perplexity_{level + 1}", effective[level].float())
-
-
-def warmup_cosine(step: int, *, warmup: int, steps: int) -> float:
-    """Factor of the learning rate: a line from 0 to 1 over the warmup, then a half cosine to 0 at ``steps``.
-
-    Example:
-        >>> [round(warmup_cosine(step, warmup=2, steps=6), 3) for step in range(7)]
-        [0.5, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0]
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))

@@ -1,6 +1,7 @@
 """Diagnostics of codes, against plain Python and numpy."""
 
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -30,6 +31,8 @@ def test_all_figures_equal_those_of_strings_counted_in_python(codes):
     assert found.rate == pytest.approx(1 - len(groups) / len(codes))
     assert found.colliding_share == pytest.approx(sum(n for n in groups.values() if n > 1) / len(codes))
     assert found.largest_group == max(groups.values())
+    pairs = [(one == other).all() for one, other in combinations(codes, 2)]
+    assert found.pair_rate == pytest.approx(np.mean(pairs) if pairs else 0.0)
     counts = diagnostics.code_counts(torch.from_numpy(codes), 4)
     assert counts.tolist() == [[int((level == code).sum()) for code in range(4)] for level in codes.T]
     entropies = [_entropy_bits(Counter(level.tolist()).values()) for level in codes.T]
@@ -44,7 +47,21 @@ def test_all_figures_equal_those_of_strings_counted_in_python(codes):
 def test_codes_of_many_levels_do_not_overflow():
     codes = torch.randint(0, 1024, (50, 25), generator=torch.Generator().manual_seed(0))
     codes[1] = codes[0]
-    assert diagnostics.collisions(codes) == (1 - 49 / 50, 2 / 50, 2)
+    assert diagnostics.collisions(codes) == (1 - 49 / 50, 2 / 50, 2, pytest.approx(2 / (50 * 49)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=20))
+def test_every_group_is_in_the_one_class_that_its_size_belongs_to(sizes):
+    found = diagnostics.size_classes(torch.tensor(sizes))
+    assert found[0][:2] == (1, 1)
+    assert [one.smallest for one in found[1:]] == [one.largest + 1 for one in found[:-1]]
+    assert all(one.largest == max(1, 2 * (one.smallest - 1)) for one in found)
+    for one in found:
+        inside = [size for size in sizes if one.smallest <= size <= one.largest]
+        assert (one.groups, one.ads) == (len(inside), sum(inside))
+    assert found[-1].groups
+    assert sum(one.ads for one in found) == sum(sizes)
 
 
 def test_the_relative_error_of_the_mean_is_one_and_of_equal_embeddings_zero():

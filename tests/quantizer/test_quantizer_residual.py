@@ -1,17 +1,12 @@
-"""Residual quantization and its k-means, against loops over levels in numpy."""
-
-from itertools import pairwise
+"""Residual quantization, against loops over levels in numpy."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.cluster import KMeans
 
-from leadre.quantizer.kmeans import kmeans, residual_kmeans
-from leadre.quantizer.residual import nearest, quantize_residuals, sum_of_codes
-from leadre.quantizer.residual_kmeans import ResidualKMeans
+from leadre.quantizer.residual import BLOCK, nearest, quantize_residuals, sum_of_codes
 
 
 def _seeded(seed=0):
@@ -61,57 +56,37 @@ def test_the_lowest_of_equal_codes_is_taken():
     assert nearest(torch.tensor([[2.0]]), torch.tensor([[3.0], [2.0], [2.0]])).tolist() == [1]
 
 
-def test_kmeans_finds_clusters_that_are_apart():
-    middles = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
-    x = (middles[:, None] + 0.1 * torch.randn(3, 20, 2, generator=_seeded())).reshape(-1, 2)
-    centers = kmeans(x, 3, iterations=10, generator=_seeded())
-    owner = nearest(x, centers).reshape(3, 20)
-    assert (owner == owner[:, :1]).all()
-    assert len(set(owner[:, 0].tolist())) == 3
-    np.testing.assert_allclose(np.sort(centers.numpy(), 0), np.sort(x.reshape(3, 20, 2).mean(1).numpy(), 0), atol=1e-5)
+def test_the_lowest_of_equal_codes_is_taken_among_many():
+    codebook = torch.randn(40, 3, generator=_seeded()).repeat(5, 1)
+    x = torch.randn(200, 3, generator=_seeded(1))
+    assert torch.equal(nearest(x, codebook), nearest(x, codebook[:40]))
 
 
-def test_kmeans_is_as_good_as_that_of_scikit_learn():
-    x = torch.randn(600, 4, generator=_seeded())
-    centers = kmeans(x, 16, iterations=50, generator=_seeded())
-    ours = float((x - centers[nearest(x, centers)]).square().sum())
-    theirs = KMeans(16, n_init=1, random_state=0).fit(x.numpy()).inertia_
-    assert ours < 1.1 * theirs
+@pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, 2 * BLOCK + 3])
+@pytest.mark.parametrize("codebook_size", [1, 7, 300])
+def test_the_nearest_code_does_not_hang_on_the_blocks(count, codebook_size):
+    """Whole numbers: every sum is exact, so that the plain formula must agree to the bit."""
+    x = torch.randint(-9, 10, (count, 3), generator=_seeded()).float()
+    codebook = torch.randint(-9, 10, (codebook_size, 3), generator=_seeded(1)).float()
+    distances = (x[:, None] - codebook).square().sum(-1)
+    assert nearest(x, codebook).tolist() == distances.argmin(-1).tolist()
 
 
-def test_each_step_of_kmeans_is_no_worse_than_the_start():
-    x = torch.randn(200, 3, generator=_seeded())
-    errors = []
-    for iterations in (0, 1, 2, 5, 20):
-        centers = kmeans(x, 12, iterations=iterations, generator=_seeded())
-        errors.append(float((x - centers[nearest(x, centers)]).square().sum()))
-    assert errors == sorted(errors, reverse=True)
+def test_a_gradient_reaches_vectors_and_codes_though_the_choice_has_none():
+    z = torch.randn(5, 3, generator=_seeded()).requires_grad_()
+    codebooks = torch.randn(2, 4, 3, generator=_seeded(1)).requires_grad_()
+    quantized = quantize_residuals(z, codebooks)
+    quantized.residuals.sum().backward()
+    assert z.grad.tolist() == [[2.0] * 3] * 5  # once a level
+    assert codebooks.grad is None
+    quantize_residuals(z, codebooks).codewords.sum().backward()
+    counts = [torch.bincount(level, minlength=4) for level in quantized.codes.T]
+    assert codebooks.grad[:, :, 0].tolist() == torch.stack(counts).tolist()
 
 
-@pytest.mark.parametrize("iterations", [0, 5])
-@pytest.mark.parametrize("rows", [[[1.0, 2.0]], [[1.0, 2.0]] * 5, [[0.0, 0.0], [3.0, 4.0], [3.0, 4.0]]])
-def test_fewer_distinct_vectors_than_clusters_get_a_center_each(rows, iterations):
-    x = torch.tensor(rows)
-    centers = kmeans(x, 4, iterations=iterations, generator=_seeded())
-    assert centers.shape == (4, 2)
-    torch.testing.assert_close(centers[nearest(x, centers)], x)
-
-
-def test_a_center_without_vectors_moves_to_the_vector_worst_served():
-    """k-means++ draws 0 or 1 twice when they repeat: three clusters, three places, and 9 alone is far."""
-    x = torch.tensor([[0.0]] * 50 + [[1.0]] * 50 + [[9.0]])
-    for seed in range(10):
-        centers = kmeans(x, 3, iterations=10, generator=_seeded(seed))
-        assert sorted(centers.flatten().tolist()) == [0.0, 1.0, 9.0]
-
-
-def test_each_level_of_residual_kmeans_lowers_the_error_and_the_seed_repeats_it():
-    x = torch.randn(300, 6, generator=_seeded())
-    shape = {"levels": 3, "codebook_size": 16, "iterations": 10}
-    codebooks = residual_kmeans(x, **shape, generator=_seeded(7))
-    assert torch.equal(codebooks, residual_kmeans(x, **shape, generator=_seeded(7)))
-    assert not torch.equal(codebooks, residual_kmeans(x, **shape, generator=_seeded(8)))
-    left = quantize_residuals(x, codebooks).residuals.square().sum((1, 2))
-    rebuilt = ResidualKMeans(codebooks).decode(ResidualKMeans(codebooks).quantize(x).codes)
-    errors = [*left.tolist(), float((x - rebuilt).square().sum())]
-    assert all(after < 0.8 * before for before, after in pairwise(errors))
+def test_levels_may_have_codebooks_of_different_sizes():
+    z = torch.randn(20, 3, generator=_seeded())
+    first, second = torch.randn(4, 3, generator=_seeded(1)), torch.randn(9, 3, generator=_seeded(2))
+    quantized = quantize_residuals(z, [first, second])
+    assert torch.equal(quantized.codes[:, 0], nearest(z, first))
+    assert torch.equal(quantized.codes[:, 1], nearest(z - first[quantized.codes[:, 0]], second))

@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from leadre.quantizer.rqvae import RQVAE, quantization_loss
-from leadre.quantizer.rqvae_module import warmup_cosine
 
 
-def _linear(weight_in, weight_out, codebooks, beta=0.25):
+def _linear(weight_in, weight_out, codebooks):
     """An RQ-VAE without hidden layers, D = d = 1: z = weight_in * x, rebuilt = weight_out * quantized."""
     codebooks = torch.tensor(codebooks)[..., None]
     network = RQVAE(
@@ -17,7 +16,6 @@ def _linear(weight_in, weight_out, codebooks, beta=0.25):
         code_dim=1,
         levels=len(codebooks),
         codebook_size=codebooks.shape[1],
-        beta_quant=beta,
         generator=torch.Generator().manual_seed(0),
     )
     network.encoder[0].weight.data.fill_(weight_in)
@@ -34,8 +32,8 @@ def test_losses_by_hand():
     0.25; distances 1 + 1 = 2. Means: 0.15625 and 1.625, the latter times 1 + beta.
     """
     network = _linear(2.0, 0.5, [[1.0, 3.0], [0.5, -2.0]])
-    result = network(torch.tensor([[2.0], [0.0]]))
-    assert result.codes.tolist() == [[1, 0], [0, 1]]
+    result = network(torch.tensor([[2.0], [0.0]]), beta_quant=0.25)
+    assert result.quantized.codes.tolist() == [[1, 0], [0, 1]]
     assert result.reconstruction.flatten().tolist() == [1.75, -0.5]
     assert result.reconstruction_loss.item() == pytest.approx(0.15625)
     assert result.quantization_loss.item() == pytest.approx(1.25 * 1.625)
@@ -48,7 +46,7 @@ def test_the_gradient_passes_the_quantization_straight_through():
     w_in times x: -1. The code gets nothing from the reconstruction.
     """
     network = _linear(2.0, 0.5, [[1.0, 3.0]])
-    network(torch.tensor([[2.0]])).reconstruction_loss.backward()
+    network(torch.tensor([[2.0]]), beta_quant=0.25).reconstruction_loss.backward()
     assert network.decoder[0].weight.grad.item() == pytest.approx(-3.0)
     assert network.encoder[0].weight.grad.item() == pytest.approx(-1.0)
     assert network.codebooks.grad is None
@@ -60,7 +58,7 @@ def test_the_quantization_loss_moves_each_code_by_its_own_level_and_the_encoder_
     Codes: d/de (r - e)^2 = -2 (r - e): -2 and -1. Encoder: beta * 2 (1 + 0.5) = 0.75 for z, times x = 2.
     """
     network = _linear(2.0, 0.5, [[1.0, 3.0], [0.5, -2.0]])
-    network(torch.tensor([[2.0]])).quantization_loss.backward()
+    network(torch.tensor([[2.0]]), beta_quant=0.25).quantization_loss.backward()
     assert network.codebooks.grad.flatten().tolist() == pytest.approx([0.0, -2.0, -1.0, 0.0])
     assert network.encoder[0].weight.grad.item() == pytest.approx(1.5)
     assert network.decoder[0].weight.grad is None
@@ -82,7 +80,6 @@ def test_codes_do_not_change_when_embeddings_are_shifted_and_scaled_with_the_net
         code_dim=3,
         levels=2,
         codebook_size=5,
-        beta_quant=0.25,
         generator=torch.Generator().manual_seed(0),
     )
     codes, rebuilt = network.encode(x), network.decode(network.encode(x))
@@ -90,20 +87,13 @@ def test_codes_do_not_change_when_embeddings_are_shifted_and_scaled_with_the_net
     network.scale.fill_(4.0)
     assert torch.equal(network.encode(4 * x + 7), codes)
     torch.testing.assert_close(network.decode(codes), 4 * rebuilt + 7)
-    assert torch.equal(network(4 * x + 7).codes, codes)
+    assert torch.equal(network(4 * x + 7, beta_quant=0.25).quantized.codes, codes)
 
 
 def test_first_weights_come_from_the_generator_alone():
-    shape = {"input_dim": 6, "hidden_dims": (8,), "code_dim": 3, "levels": 2, "codebook_size": 5, "beta_quant": 0.25}
+    shape = {"input_dim": 6, "hidden_dims": (8,), "code_dim": 3, "levels": 2, "codebook_size": 5}
     networks = []
     for noise in (1, 2):
         torch.manual_seed(noise)
         networks.append(RQVAE(**shape, generator=torch.Generator().manual_seed(0)).state_dict())
     assert all(torch.equal(networks[0][name], networks[1][name]) for name in networks[0])
-
-
-def test_the_learning_rate_rises_in_a_line_and_falls_along_half_a_cosine():
-    factors = [warmup_cosine(step, warmup=4, steps=10) for step in range(11)]
-    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert factors[4:] == pytest.approx([0.5 * (1 + np.cos(np.pi * i / 6)) for i in range(7)])
-    assert warmup_cosine(0, warmup=0, steps=1) == 1.0
