@@ -12,4 +12,7 @@ class CatalogConfig:
     """Which ads may be generated, and how many may share their codes; told in ``conf/catalog/default.yaml``."""
 
     include: Literal["all", "active"]
+    as_of: str | None
+    spare_extra_codes: Annotated[int, Field(ge=0)]
     max_extra_codes: Annotated[int, Field(ge=1)]
+    overflow: Literal["error", "spill"]

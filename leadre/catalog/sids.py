@@ -1,36 +1,74 @@
-"""S-IDs: the extra code that tells ads with equal codes apart, and the names of codes."""
+"""S-IDs: the extra code that tells ads with equal codes apart, the order of S-IDs, and their names."""
 
+import re
 import string
 from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 
-def extend(codes: pl.DataFrame, *, max_extra_codes: int) -> pl.DataFrame:
-    """Append the extra code, so that no two ads share an S-ID (LEADRE 3.3).
-
-    Ads with equal codes get the extra codes 0, 1, 2, ... in the order of their ad_id; an ad that shares its
-    codes with none gets 0. Our choice: the paper names no order; by ad_id the S-IDs do not depend on the
-    order of the rows.
+def extra_codes(codes: NDArray[np.integer]) -> NDArray[np.int32]:
+    """Number the rows that have the same codes 0, 1, 2, ... in their order.
 
     Args:
-        codes: Columns ``ad_id`` and ``codes`` (M codes an ad).
-        max_extra_codes: The most ads that may share their codes.
+        codes: ``(N, M)``, 0 or more.
 
     Returns:
-        Columns ``ad_id`` and ``sid`` (M+1 codes), sorted by ``sid``.
+        ``(N,)``: how many earlier rows have the codes of this row.
 
     Raises:
-        ValueError: If there is no ad, if ads have different numbers of codes or no code, if a code is negative,
-            if an ad stands twice, or if more than ``max_extra_codes`` ads share their codes.
+        ValueError: If a code is negative.
+
+    Example:
+        >>> extra_codes(np.array([[3, 1], [0, 2], [3, 1]])).tolist()
+        [0, 0, 1]
     """
-    levels = _levels(codes)
-    columns = [f"c{level}" for level in range(levels)]
-    flat = codes.select("ad_id", *(pl.col("codes").list.get(i).alias(c) for i, c in enumerate(columns)))
-    flat = flat.sort("ad_id").with_columns(pl.int_range(pl.len(), dtype=pl.Int32).over(columns).alias("extra"))
-    _check_groups(flat, columns, max_extra_codes)
-    flat = flat.sort(*columns, "extra")
-    return flat.select("ad_id", pl.concat_list(*columns, "extra").alias("sid"))
+    order, opens = in_order(codes)
+    places = np.arange(len(codes), dtype=np.int32)
+    extra = np.empty(len(codes), dtype=np.int32)
+    extra[order] = places - np.maximum.accumulate(np.where(opens, places, 0), dtype=np.int32)
+    return extra
+
+
+def in_order(codes: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Sort rows of codes lexicographically; equal rows keep their order.
+
+    A row's codes and its number are packed into one int64 where they fit: plain integers are sorted several times
+    faster than rows.
+
+    Args:
+        codes: ``(N, M)``, 0 or more.
+
+    Returns:
+        The order, ``(N,)``; and for each row in that order whether it differs from the row above.
+
+    Raises:
+        ValueError: If a code is negative.
+    """
+    if codes.min(initial=0) < 0:
+        raise ValueError(f"codes holds {codes.min()}, but codes are 0 or more: quantize anew")
+    count, levels = codes.shape
+    opens = np.zeros(count, dtype=np.bool_)
+    opens[:1] = True
+    bits = [int(codes[:, level].max(initial=0)).bit_length() for level in range(levels)]
+    row_bits = count.bit_length()
+    if sum(bits) + row_bits > 63:
+        order = np.lexsort(codes.T[::-1])
+        opens[1:] = (codes[order[1:]] != codes[order[:-1]]).any(axis=1)
+        return order, opens
+    packed = np.zeros(count, dtype=np.int64)
+    for level in range(levels):
+        packed <<= bits[level]
+        packed |= codes[:, level]
+    packed <<= row_bits
+    packed |= np.arange(count)
+    packed.sort()
+    order = packed & ((1 << row_bits) - 1)
+    packed >>= row_bits  # the codes alone
+    opens[1:] = packed[1:] != packed[:-1]
+    return order, opens
 
 
 def level_letter(level: int) -> str:
@@ -78,6 +116,33 @@ def name(sid: Sequence[int]) -> str:
     return " ".join(token_name(level, code) for level, code in enumerate(sid))
 
 
+def names(sids: NDArray[np.integer]) -> pl.Series:
+    """The names of S-IDs ``(N, L)``, all at once."""
+    codes = pl.from_numpy(sids, schema=[str(level) for level in range(sids.shape[1])], orient="row")
+    tokens = [pl.format(f"<{level_letter(level)}_{{}}>", str(level)) for level in range(sids.shape[1])]
+    return codes.select(pl.concat_str(tokens, separator=" ").alias("name"))["name"]
+
+
+def parse(text: str, num_codes: Sequence[int]) -> list[int]:
+    """Read an S-ID or the beginning of one, as `name` or `display` write it.
+
+    Args:
+        text: Such as ``<a_51> <b_10>``.
+        num_codes: The number of codes of each level.
+
+    Raises:
+        ValueError: If a token is none of its level, or there are more tokens than levels.
+
+    Example:
+        >>> parse("<a_51, b_10>", [256, 256, 2])
+        [51, 10]
+    """
+    tokens = re.findall(r"[^\s,<>]+", text)
+    if len(tokens) > len(num_codes):
+        raise ValueError(f"{text!r} has {len(tokens)} tokens, but an S-ID of this catalog has {len(num_codes)}")
+    return [_code(token, level, num_codes[level]) for level, token in enumerate(tokens)]
+
+
 def display(sid: Sequence[int]) -> str:
     """An S-ID as the paper's prompts show it (LEADRE 4.2).
 
@@ -88,30 +153,11 @@ def display(sid: Sequence[int]) -> str:
     return "<" + ", ".join(f"{level_letter(level)}_{code}" for level, code in enumerate(sid)) + ">"
 
 
-def _levels(codes: pl.DataFrame) -> int:
-    if codes.is_empty():
-        raise ValueError("codes has no ad: a catalog needs at least one; see what the world holds")
-    lengths = codes["codes"].list.len().unique().sort().to_list()
-    if len(lengths) != 1 or lengths[0] < 1:
-        raise ValueError(f"codes has ads with {lengths} codes: every ad needs the same number, at least one")
-    wrong = codes.filter(pl.col("codes").list.eval(pl.element().is_null() | (pl.element() < 0)).list.any())
-    if wrong.height:
+def _code(token: str, level: int, count: int) -> int:
+    letter, _, number = token.partition("_")
+    if letter != level_letter(level) or re.fullmatch("[0-9]+", number) is None or int(number) >= count:
         raise ValueError(
-            f"codes has {wrong['codes'][0].to_list()} for the ad {wrong['ad_id'][0]!r}: "
-            "codes are 0 or more; quantize anew"
+            f"{token!r} is no token number {level + 1} of an S-ID: these are "
+            f"{token_name(level, 0)} to {token_name(level, count - 1)}"
         )
-    if codes["ad_id"].is_duplicated().any():
-        twice = codes.filter(pl.col("ad_id").is_duplicated())["ad_id"][0]
-        raise ValueError(f"codes has the ad {twice!r} more than once: an ad has one S-ID; quantize anew")
-    return int(lengths[0])
-
-
-def _check_groups(flat: pl.DataFrame, columns: list[str], max_extra_codes: int) -> None:
-    last = flat.sort("extra", "ad_id").row(-1, named=True)
-    size = last["extra"] + 1
-    if size > max_extra_codes:
-        shared = " ".join(token_name(level, last[column]) for level, column in enumerate(columns))
-        raise ValueError(
-            f"max_extra_codes is {max_extra_codes}, but {size} ads share the codes {shared} (one is "
-            f"{last['ad_id']!r}): raise catalog.max_extra_codes to {size}, or quantize with more levels or codes"
-        )
+    return int(number)

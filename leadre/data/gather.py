@@ -27,19 +27,28 @@ def gather(config: DataConfig, *, out: Path) -> None:
     ``quarantine.jsonl`` holds every refused row; it is written before the limit is checked, so that it is there to
     look at when the run stops. A simulated world also has ``oracle.parquet``:
     for each tested user the ads by the true probability of being the next ad clicked, exposure x click.
+    A world without behaviors, or without a user to be tested, is told of and let through: its ads can be indexed.
 
     Raises:
         ValueError: If source files are missing or have other columns, if a file has more bad rows than
-            ``max_bad_share``, if no ad or no behavior is left, or if no user can be tested.
+            ``max_bad_share``, or if no ad is left.
     """
     found = _load(config)
     world = check(found, distinct=isinstance(config, TablesData))
     path = out / quarantine.NAME
     quarantine.write(world.refused, path)
     quarantine.limit(world.refused, totals=found.totals, max_bad_share=config.max_bad_share, path=path)
-    _refuse_emptiness(world, path)
+    if world.ads.is_empty():
+        raise ValueError(f"the world has no ads: check data.root, and the refused rows in {path}")
     split = leave_one_out(world.behaviors, min_ads=config.min_ads)
-    _refuse_nobody_tested(split, config.min_ads)
+    if world.behaviors.is_empty():
+        log.warning("%s has no behaviors: it can be indexed, not trained on", config.kind)
+    elif not (split["role"] == "test").any():
+        log.warning(
+            "no user has data.min_ads=%s ad behaviors, so nobody can be tested: the world can be indexed, not trained "
+            "on; lower data.min_ads (at least 2), or give a longer log",
+            config.min_ads,
+        )
     tables.write(tables.ADS, _described(world.ads, config.language), out / "ads.parquet")
     tables.write(tables.USERS, world.users, out / "users.parquet")
     tables.write(tables.CONTENTS, world.contents, out / "contents.parquet")
@@ -73,20 +82,6 @@ def _load(config: DataConfig) -> Found:
             return own_tables.load(config.root, end_time=config.end_time)
         case _:
             assert_never(config)
-
-
-def _refuse_emptiness(world: Checked, path: Path) -> None:
-    empty = [name for name, frame in (("ads", world.ads), ("behaviors", world.behaviors)) if frame.is_empty()]
-    if empty:
-        raise ValueError(f"the world has no {' and no '.join(empty)}: check data.root, and the refused rows in {path}")
-
-
-def _refuse_nobody_tested(split: pl.DataFrame, min_ads: int) -> None:
-    if not (split["role"] == "test").any():
-        raise ValueError(
-            f"no user has data.min_ads={min_ads} ad behaviors, so nobody can be tested: lower data.min_ads (at least "
-            "2), or give a longer log"
-        )
 
 
 def _described(ads: pl.DataFrame, language: Language) -> pl.DataFrame:

@@ -45,7 +45,7 @@ def compose(config: PromptsConfig, world: Path, catalog: Path, *, out: Path) -> 
 
     Raises:
         ValueError: If ``arrangement`` does not name each component once, if the catalog or the behaviors hold
-            items that the world does not know, or if the world's language has no wording.
+            items that the world does not know, if the split tests nobody, or if the world's language has no wording.
     """
     _check_arrangement(config.arrangement)
     language = json.loads((world / "world.json").read_text(encoding="utf-8"))["language"]
@@ -62,6 +62,7 @@ def compose(config: PromptsConfig, world: Path, catalog: Path, *, out: Path) -> 
     )
     _check_behaviors(sources)
     split = tables.read(tables.SPLIT, world / "split.parquet")
+    _check_split(split)
     counts = {}
     for role in ("train", "valid", "test"):
         targets = split.filter(pl.col("role") == role)
@@ -86,11 +87,24 @@ def _check_arrangement(arrangement: tuple[str, ...]) -> None:
 
 
 def _check_behaviors(world: _World) -> None:
+    if world.behaviors.is_empty():
+        raise ValueError(
+            "behaviors.parquet has no row: a world of ads alone can be indexed (index.py), not trained on; "
+            "add the table behaviors to data.root"
+        )
     unknown = world.behaviors.join(world.items, on=["domain", "item_id"], how="anti")
     if unknown.height:
         raise ValueError(
             f"behaviors.parquet names {unknown['item_id'].n_unique()} items, such as {unknown['item_id'][0]!r}, that "
             "ads.parquet and contents.parquet do not: add them, or leave their behaviors out"
+        )
+
+
+def _check_split(split: pl.DataFrame) -> None:
+    if not (split["role"] == "test").any():
+        raise ValueError(
+            "split.parquet tests nobody, since no user has data.min_ads ad behaviors: such a world can be indexed "
+            "(index.py), not trained on; lower data.min_ads (at least 2), or give a longer log"
         )
 
 

@@ -200,11 +200,24 @@ def test_a_damaged_table_stops_the_run(tmp_path):
         gathered(own(tmp_path, max_bad_share=0.99), tmp_path / "out")
 
 
-def test_a_world_without_ads_or_behaviors_is_told(tmp_path):
+def test_a_world_without_ads_is_told(tmp_path):
     (tmp_path / "ads.csv").write_text("ad_id\n")
-    (tmp_path / "behaviors.jsonl").write_text("")
-    with pytest.raises(ValueError, match="the world has no ads and no behaviors"):
+    with pytest.raises(ValueError, match=r"the world has no ads: check data\.root, and the refused rows in"):
         gathered(own(tmp_path), tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", [None, "behaviors.jsonl", "users.csv"])
+def test_ads_alone_are_a_world_that_can_be_indexed(tmp_path, caplog, file):
+    (tmp_path / "ads.csv").write_text("ad_id,name\na,Shoes\nb,Boots\n")
+    if file is not None:
+        (tmp_path / file).write_text("user_id,age\nu,22\n" if file == "users.csv" else "")
+    frames, world, path = gathered(own(tmp_path), tmp_path / "out")
+    assert "tables has no behaviors: it can be indexed, not trained on" in caplog.text
+    assert frames["ads"]["ad_id"].to_list() == ["a", "b"]
+    assert all(frames[name].is_empty() for name in ("behaviors", "impressions", "split", "contents"))
+    assert (world["users_with_test"], world["users_without_test"]) == (0, 0)
+    assert path.read_text() == ""
+    assert fingerprint(own(tmp_path))
 
 
 def test_the_faults_of_all_tables_are_told_at_once(tmp_path):
@@ -221,11 +234,9 @@ def test_a_missing_folder_is_told_with_the_override_to_type(tmp_path):
 
 
 def test_missing_and_doubled_tables_are_told_together(tmp_path):
-    for name in ("ads.csv", "ads.parquet"):
+    for name in ("users.csv", "users.parquet"):
         (tmp_path / name).touch()
-    with pytest.raises(
-        ValueError, match=r"no file for the table behaviors; ads.parquet and ads.csv are the same table"
-    ):
+    with pytest.raises(ValueError, match=r"no file for the table ads; users.parquet and users.csv are the same table"):
         gathered(own(tmp_path), tmp_path / "out")
 
 
@@ -305,9 +316,12 @@ def test_the_oracle_ranks_for_exactly_the_tested_users(tmp_path, min_ads):
     assert set(oracle["user_id"]) == set(frames["split"].filter(role="test")["user_id"])
 
 
-def test_a_world_in_which_nobody_can_be_tested_is_told(bad_corpus, tmp_path):
-    with pytest.raises(ValueError, match=r"no user has data\.min_ads=9 ad behaviors, so nobody can be tested: lower"):
-        gathered(own(bad_corpus, min_ads=9), tmp_path / "out")
+def test_a_world_in_which_nobody_can_be_tested_is_told_and_can_be_indexed(bad_corpus, tmp_path, caplog):
+    frames, world, _ = gathered(own(bad_corpus, min_ads=9), tmp_path / "out")
+    assert "no user has data.min_ads=9 ad behaviors, so nobody can be tested: the world can be indexed" in caplog.text
+    assert frames["ads"].height == 2
+    assert set(frames["split"]["role"]) == {"train"}
+    assert (world["users_with_test"], world["users_without_test"]) == (0, 1)
 
 
 def test_no_history_of_a_simulated_world_reaches_its_target(tmp_path):

@@ -129,7 +129,7 @@ def test_without_reuse_the_last_train_target_of_each_user_is_the_pair(write, con
         ads={"A": (None, "Ad A")},
         sids={"A": (0,)},
         behaviors=behaviors,
-        split=[("u", "train", "A", NOW + day * DAY) for day in range(5)],
+        split=[*(("u", "train", "A", NOW + day * DAY) for day in range(5)), ("u", "test", "A", NOW + 5 * DAY)],
     )
     pairs = _compose(folders, config, reuse_every=None)
     assert [len(pair["behaviors"]) for pair in pairs["main.train"]] == [4]
@@ -143,7 +143,7 @@ def test_every_nth_train_target_is_counted_back_from_the_last(write, config, eve
         ads={"A": (None, "Ad A")},
         sids={"A": (0,)},
         behaviors=behaviors,
-        split=[("u", "train", "A", NOW + day * DAY) for day in range(5)],
+        split=[*(("u", "train", "A", NOW + day * DAY) for day in range(5)), ("u", "test", "A", NOW + 5 * DAY)],
     )
     pairs = _compose(folders, config, reuse_every=every)
     assert [len(pair["behaviors"]) for pair in pairs["main.train"]] == lengths
@@ -242,6 +242,25 @@ def test_an_arrangement_names_each_component_once(folders, config, arrangement):
 def test_a_catalog_of_another_world_is_refused(write, config):
     folders = write(ads={}, sids={"A": (0,)}, behaviors=[], split=[])
     with pytest.raises(ValueError, match=r"catalog holds 1 ads that ads.parquet does not: it was made from another"):
+        _compose(folders, config)
+
+
+def test_a_world_of_ads_alone_is_refused(write, config):
+    folders = write(ads={"A": (None, "Ad A")}, sids={"A": (0,)}, behaviors=[], split=[])
+    with pytest.raises(
+        ValueError, match=r"has no row: a world of ads alone can be indexed \(index.py\), not trained on"
+    ):
+        _compose(folders, config)
+
+
+@pytest.mark.parametrize("split", [[], [("u", "train", "A", NOW)]])
+def test_a_world_that_tests_nobody_is_refused(write, config, split):
+    folders = write(
+        ads={"A": (None, "Ad A")}, sids={"A": (0,)}, behaviors=[("u", "A", "ad", "click", NOW)], split=split
+    )
+    with pytest.raises(
+        ValueError, match=r"tests nobody, since no user has data\.min_ads ad behaviors: such a world can"
+    ):
         _compose(folders, config)
 
 

@@ -20,25 +20,24 @@ TABLES = {
     "behaviors": tables.BEHAVIORS,
     "impressions": tables.IMPRESSIONS,
 }
-NEEDED = ("ads", "behaviors")
 
 
 def sources(root: str) -> dict[str, Path]:
     """The file of each table that the folder holds.
 
     Raises:
-        ValueError: If the folder or a needed table is missing, or a table stands there in two formats.
+        ValueError: If the folder or the table of ads is missing, or a table stands there in two formats.
     """
     folder = Path(root)
     if not folder.is_dir():
         raise ValueError(
-            f"data.root is {root!r}, but there is no such folder: put {' and '.join(NEEDED)} there as .parquet, .csv "
-            "or .jsonl (docs/data.md has an example), or name your folder with data.root=PATH"
+            f"data.root is {root!r}, but there is no such folder: put ads and behaviors there as .parquet, .csv or "
+            ".jsonl (docs/data.md has an example), or name your folder with data.root=PATH"
         )
     found = {
         name: [path for ending in files.ENDINGS if (path := folder / f"{name}{ending}").is_file()] for name in TABLES
     }
-    faults = [f"no file for the table {name}" for name in NEEDED if not found[name]]
+    faults = [] if found["ads"] else ["no file for the table ads"]  # ads alone can be indexed
     faults += [
         f"{' and '.join(path.name for path in paths)} are the same table: keep one"
         for paths in found.values()
