@@ -117,7 +117,7 @@ def differences_in_words(scores: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def plain(text: str) -> str:
+def plain(text: str, *, longest: int = _LONGEST_NAME) -> str:
     r"""Text of others for a Markdown page: one line, not too long, and no character that would be markup.
 
     Example:
@@ -125,7 +125,7 @@ def plain(text: str) -> str:
         50% \| \*off\* \<b\>now\</b\>
     """
     line = " ".join(text.split())
-    cut = line if len(line) <= _LONGEST_NAME else line[: _LONGEST_NAME - 1] + "…"
+    cut = line if len(line) <= longest else line[: longest - 1] + "…"
     return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", cut)
 
 

@@ -12,11 +12,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
-from leadre.report.table import NOTHING, OURS, Grid, decimals, markdown, rich_table
+from leadre.report.table import NOTHING, Grid, decimals, markdown, rich_table
 
-COLUMNS = ("HR@1", "HR@4", "HR@8", "NDCG@4", "NDCG@8", "LTRR@8", "Diversity@8")
-RIVAL = "popularity"
-RIVAL_COLUMN = "HR@8"
 SEED = "seed"
 
 _NARROWEST = 110
@@ -32,14 +29,14 @@ class Job(NamedTuple):
     Attributes:
         number: Hydra's number of the job.
         overrides: Its command line, by key.
-        numbers: One a column of the table; None where there is none.
+        figures: Its numbers by the columns' names; empty for a failed job.
         seconds: How long it took; None for a failed job.
-        error: Why it has no scores; None where it has.
+        error: Why it has no figures; None where it has.
     """
 
     number: int
     overrides: Mapping[str, str]
-    numbers: tuple[float | None, ...]
+    figures: Mapping[str, float | None]
     seconds: float | None
     error: str | None
 
@@ -70,7 +67,7 @@ def write_sweep(folder: Path, *, console: Console) -> None:
     console.print(rich_table(grid, title=f"Sweep of {len(jobs)} runs"))
     varying = varying_keys(jobs)
     errors = [f"- {_name(job, varying)} (run {job.number}): {job.error}" for job in jobs if job.error]
-    notes = ["Runs without scores:\n\n" + "\n".join(errors)] if errors else []
+    notes = ["Runs without figures:\n\n" + "\n".join(errors)] if errors else []
     for error in errors:
         console.print(error, markup=False)
     (folder / "sweep.md").write_text(
@@ -99,20 +96,19 @@ def sweep_grid(jobs: Sequence[Job]) -> Grid:
 
     Where several runs differ only by ``seed``, a row with their mean ± half their range stands below them.
     """
-    varying = varying_keys(jobs)
+    varying, columns = varying_keys(jobs), _columns(jobs)
     ordered = sorted(jobs, key=lambda job: _first_with(job, jobs, varying))
     rows: list[tuple[str, ...]] = []
     strong = set()
     for settings, members in groupby(ordered, key=lambda job: _settings(job, varying)):
         runs = list(members)
-        rows += [(_name(job, varying), *_cells(job)) for job in runs]
+        rows += [(_name(job, varying), *_cells(job, columns)) for job in runs]
         whole = [job for job in runs if job.error is None]
         if SEED in varying and len(whole) > 1:
-            strong |= {(len(rows), column) for column in range(len(COLUMNS) + 2)}
+            strong |= {(len(rows), column) for column in range(len(columns) + 1)}
             name = " ".join(f"{key}={value}" for key, value in settings) or "all"
-            rows.append((f"{name}: mean of {len(whole)} seeds ± half range", *_spread(whole)))
-    head = ("run", *COLUMNS, f"{RIVAL} {RIVAL_COLUMN}")
-    return Grid(head=head, rows=tuple(rows), strong=frozenset(strong))
+            rows.append((f"{name}: mean of {len(whole)} seeds ± half range", *_spread(whole, columns)))
+    return Grid(head=("run", *columns), rows=tuple(rows), strong=frozenset(strong))
 
 
 def varying_keys(jobs: Sequence[Job]) -> list[str]:
@@ -123,19 +119,21 @@ def varying_keys(jobs: Sequence[Job]) -> list[str]:
 
 
 def _job(number: int, path: Path) -> Job:
-    nothing = (None,) * (len(COLUMNS) + 1)
     try:
         result = json.loads(path.read_text())
     except FileNotFoundError:
-        return Job(number, {}, nothing, None, "it left no result.json: it was stopped before its end")
+        return Job(number, {}, {}, None, "it left no result.json: it was stopped before its end")
     except json.JSONDecodeError:
-        return Job(number, {}, nothing, None, "its result.json is cut short: it was stopped while writing")
+        return Job(number, {}, {}, None, "its result.json is cut short: it was stopped while writing")
     overrides = dict(override.partition("=")[::2] for override in result["overrides"])
     if "error" in result:
-        return Job(number, overrides, nothing, None, " ".join(str(result["error"]).split()))
-    systems = result["scores"]["systems"]
-    numbers = tuple(systems.get(OURS, {}).get(column) for column in COLUMNS)
-    return Job(number, overrides, (*numbers, systems.get(RIVAL, {}).get(RIVAL_COLUMN)), result["seconds"], None)
+        return Job(number, overrides, {}, None, " ".join(str(result["error"]).split()))
+    return Job(number, overrides, result["figures"], result["seconds"], None)
+
+
+def _columns(jobs: Sequence[Job]) -> list[str]:
+    """The names of all figures, in the order they first come; where every run failed there is one column to say so."""
+    return list(dict.fromkeys(name for job in jobs for name in job.figures)) or ["figures"]
 
 
 def _settings(job: Job, varying: Sequence[str]) -> Settings:
@@ -154,16 +152,15 @@ def _name(job: Job, varying: Sequence[str]) -> str:
     return " ".join(settings) or f"run {job.number}"
 
 
-def _cells(job: Job) -> list[str]:
-    if job.error is not None:
-        return ["failed", *[NOTHING] * len(COLUMNS)]
-    return [decimals(number) for number in job.numbers]
+def _cells(job: Job, columns: Sequence[str]) -> list[str]:
+    cells = [decimals(job.figures.get(column)) for column in columns]
+    return cells if job.error is None else ["failed", *cells[1:]]
 
 
-def _spread(jobs: Sequence[Job]) -> list[str]:
+def _spread(jobs: Sequence[Job], columns: Sequence[str]) -> list[str]:
     cells = []
-    for column in zip(*(job.numbers for job in jobs), strict=True):
-        numbers = [number for number in column if number is not None]
+    for column in columns:
+        numbers = [number for job in jobs if (number := job.figures.get(column)) is not None]
         half = (max(numbers) - min(numbers)) / 2 if numbers else 0.0
         cells.append(f"{sum(numbers) / len(numbers):.4f}\n±{half:.4f}" if numbers else NOTHING)
     return cells
@@ -171,10 +168,10 @@ def _spread(jobs: Sequence[Job]) -> list[str]:
 
 def _write_csv(path: Path, jobs: Sequence[Job]) -> None:
     """One row a run with every override, for other programs; empty where there is no number."""
-    keys = list(dict.fromkeys(key for job in jobs for key in job.overrides))
+    keys, columns = list(dict.fromkeys(key for job in jobs for key in job.overrides)), _columns(jobs)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["job", *keys, *COLUMNS, f"{RIVAL} {RIVAL_COLUMN}", "seconds", "error"])
+        writer.writerow(["job", *keys, *columns, "seconds", "error"])
         for job in jobs:
             overrides = [job.overrides.get(key) for key in keys]
-            writer.writerow([job.number, *overrides, *job.numbers, job.seconds, job.error])
+            writer.writerow([job.number, *overrides, *map(job.figures.get, columns), job.seconds, job.error])

@@ -9,13 +9,15 @@ import pytest
 from rich.console import Console
 
 import leadre
-from leadre.report.sweep import COLUMNS, read_jobs, sweep_grid, varying_keys, write_sweep
+from leadre.report.sweep import read_jobs, sweep_grid, varying_keys, write_sweep
+
+COLUMNS = ("HR@1", "HR@4", "HR@8", "NDCG@8")
 
 
 def result(number, **overrides):
     return {
         "overrides": [f"{key}={value}" for key, value in overrides.items()],
-        "scores": {"systems": {"LEADRE": dict.fromkeys(COLUMNS, number), "popularity": {"HR@8": 0.1}}},
+        "figures": dict.fromkeys(COLUMNS, number) | {"popularity HR@8": 0.1},
         "seconds": 12.5,
     }
 
@@ -39,8 +41,8 @@ def test_runs_are_named_by_what_differs(tmp_path):
     sweep(tmp_path, result(0.1, lm="tiny", sft="main_only"), result(0.2, lm="tiny", sft="ex_main"))
     grid = sweep_grid(read_jobs(tmp_path))
     assert grid.rows == (
-        ("sft=main_only", *["0.1000"] * 7, "0.1000"),
-        ("sft=ex_main", *["0.2000"] * 7, "0.1000"),
+        ("sft=main_only", *["0.1000"] * 4, "0.1000"),
+        ("sft=ex_main", *["0.2000"] * 4, "0.1000"),
     )
 
 
@@ -108,9 +110,22 @@ def test_the_files_hold_every_run(tmp_path):
     assert rows[0]["popularity HR@8"] == "0.1"
 
 
-def test_a_system_or_a_column_that_is_not_scored_is_a_dash(tmp_path):
-    sweep(tmp_path, {"overrides": ["a=1"], "scores": {"systems": {"LEADRE": {"HR@1": 0.5}}}, "seconds": 1.0})
-    assert sweep_grid(read_jobs(tmp_path)).rows[0] == ("run 0", "0.5000", *["–"] * 7)
+def test_a_figure_that_a_run_does_not_have_is_a_dash(tmp_path):
+    sweep(
+        tmp_path,
+        {"overrides": ["a=1"], "figures": {"HR@1": 0.5, "HR@4": None}, "seconds": 1.0},
+        {"overrides": ["a=2"], "figures": {"HR@8": 0.25}, "seconds": 1.0},
+    )
+    grid = sweep_grid(read_jobs(tmp_path))
+    assert grid.head == ("run", "HR@1", "HR@4", "HR@8")
+    assert grid.rows == (("a=1", "0.5000", "–", "–"), ("a=2", "–", "–", "0.2500"))
+
+
+def test_a_sweep_of_failed_runs_has_a_column_that_says_so(tmp_path):
+    sweep(tmp_path, {"overrides": ["a=1"], "error": "no"}, {"overrides": ["a=2"], "error": "no"})
+    grid = sweep_grid(read_jobs(tmp_path))
+    assert grid.head == ("run", "figures")
+    assert grid.rows == (("a=1", "failed"), ("a=2", "failed"))
 
 
 def test_a_folder_without_jobs_is_an_error(tmp_path):
@@ -126,8 +141,8 @@ from hydra.core.hydra_config import HydraConfig
 
 @hydra.main(version_base="1.3", config_path=".", config_name="run")
 def main(config):
-    systems = {"LEADRE": {"HR@8": config.lr}, "popularity": {"HR@8": 0.1}}
-    content = {"overrides": list(HydraConfig.get().overrides.task), "scores": {"systems": systems}, "seconds": 1.0}
+    figures = {"HR@8": config.lr}
+    content = {"overrides": list(HydraConfig.get().overrides.task), "figures": figures, "seconds": 1.0}
     Path(HydraConfig.get().runtime.output_dir, "result.json").write_text(json.dumps(content))
 
 main()
