@@ -27,7 +27,11 @@ slow: $(STAMP)  ## the slow tests
 lint: $(STAMP)  ## ruff on the whole tree, mypy --strict on what runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict leadre experiments train.py evaluate.py
+	$(BIN)/mypy --strict leadre experiments benchmarks train.py evaluate.py index.py
+
+.PHONY: bench
+bench: $(STAMP)  ## speeds and collision rates of indexing against their goals (ten minutes; with `--quick` two)
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m benchmarks.indexing
 
 .PHONY: clean
 clean:  ## remove results and caches (not the environment)
