@@ -14,9 +14,9 @@ from leadre.config import ConfigError, check, load
 @hydra.main(config_path="conf", config_name="run", version_base="1.3")
 def main(config: DictConfig) -> None:
     """One job."""
-    from leadre.job import run_job  # heavy: imported only when the configuration is right
+    from leadre.job import evaluate, run_job  # heavy: imported only when the configuration is right
 
-    run_job(load(config), train=False)
+    run_job(load(config), evaluate)
 
 
 if __name__ == "__main__":

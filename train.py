@@ -16,9 +16,9 @@ from leadre.config import ConfigError, check, load
 @hydra.main(config_path="conf", config_name="run", version_base="1.3")
 def main(config: DictConfig) -> None:
     """One job."""
-    from leadre.job import run_job  # heavy: imported only when the configuration is right
+    from leadre.job import run_job, train  # heavy: imported only when the configuration is right
 
-    run_job(load(config), train=True)
+    run_job(load(config), train)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -126,10 +126,10 @@ def origins(folder: Path) -> dict[str, Result]:
     return found
 
 
-def differences(result: Result, config: object) -> list[str]:
+def differences(result: Result, config: object, *, passed_over: Collection[str] = ()) -> list[str]:
     """The settings, as ``key=then, now value``, in which a stored result was made otherwise than ``config`` says."""
     then, now = _manifest(result.path)["config"], _plain(config)
-    keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    keys = [key for key in {**then, **now} if then.get(key) != now.get(key) and key not in passed_over]
     return [f"{key}={then.get(key)}, now {now.get(key)}" for key in keys]
 
 
@@ -188,7 +188,8 @@ def _plain(config: object | None) -> Any:  # noqa: ANN401
         return None
     plain = TypeAdapter(type(config)).dump_python(config, mode="json")
     if isinstance(plain, dict):
-        plain.pop("root", None)  # where data lies does not matter, what lies there does: `source` tells it
+        for place in ("root", "path"):  # where files lie does not matter, what lies there does: `source` tells it
+            plain.pop(place, None)
     return plain
 
 

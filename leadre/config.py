@@ -25,6 +25,7 @@ from leadre.catalog.config import CatalogConfig
 from leadre.data.config import DataConfig
 from leadre.decoding.config import DecodingConfig
 from leadre.embedding.config import EmbeddingConfig
+from leadre.inspection.config import InspectionConfig
 from leadre.lm.config import LMConfig
 from leadre.metrics.config import MetricsConfig
 from leadre.prompts.config import PromptsConfig
@@ -52,11 +53,13 @@ class RunConfig:
     """All settings of a run; one field a group of ``conf/``."""
 
     seed: Annotated[int, Field(ge=0)]
+    previous_catalog: Annotated[str, Field(min_length=1)] | None
     store: StoreConfig
     data: DataConfig
     embedding: EmbeddingConfig
     quantizer: QuantizerConfig
     catalog: CatalogConfig
+    inspection: InspectionConfig
     prompts: PromptsConfig
     lm: LMConfig
     sft: SftConfig

@@ -1,4 +1,4 @@
-"""One job of train.py or evaluate.py: the main path, then the table, the report, and where every result lies."""
+"""One job of an entry script: the main path, then the table, the report, and where every result lies."""
 
 import json
 import logging
@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,32 @@ from transformers.utils.logging import disable_progress_bar
 from leadre import pipeline
 from leadre.artifacts import ArtifactError, Result, Store, global_rank
 from leadre.config import RunConfig
+from leadre.report.index_page import show_index, write_index_page
 from leadre.report.report import StageSummary, write_report
 from leadre.report.samples import read_samples
-from leadre.report.table import show
+from leadre.report.table import OURS, show
 from leadre.training.config import WandbLogs
 from leadre.training.logs import log_scores
 
 NUM_SAMPLES = 5
+COLUMNS = ("HR@1", "HR@4", "HR@8", "NDCG@4", "NDCG@8", "LTRR@8", "Diversity@8")
+"""What a sweep's table tells of LEADRE."""
+RIVAL, RIVAL_COLUMN = "popularity", "HR@8"
+"""And of what it is measured against."""
 log = logging.getLogger(__name__)
 
+Work = Callable[[RunConfig, Path, list[str]], dict[str, Any]]
+"""One kind of job: given the settings, the output folder and the command line it gives what ``result.json`` holds."""
 
-def run_job(run: RunConfig, *, train: bool) -> None:
-    """Run one job and leave ``report.md`` and ``result.json`` in Hydra's output folder.
+
+def run_job(run: RunConfig, work: Work) -> None:
+    """Run one job and leave ``result.json`` beside its report in Hydra's output folder.
 
     A job of a multirun that fails is written down, so that the others go on and the sweep's table shows the hole.
 
     Args:
         run: The checked configuration.
-        train: Build whatever is missing; with False only lists, baselines and scores are made.
+        work: `train`, `evaluate` or `index_ads`.
     """
     quiet_libraries()
     if run.compute.threads is not None:
@@ -44,7 +53,7 @@ def run_job(run: RunConfig, *, train: bool) -> None:
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
     start = time.monotonic()
     try:
-        scores = _run(run, folder, overrides, train=train)
+        content = work(run, folder, overrides)
     except Exception as error:
         _write_result(folder, {"overrides": overrides, "error": f"{type(error).__name__}: {error}"})
         if hydra.mode is RunMode.MULTIRUN:
@@ -54,7 +63,31 @@ def run_job(run: RunConfig, *, train: bool) -> None:
         else:
             raise
     else:
-        _write_result(folder, {"overrides": overrides, "scores": scores, "seconds": time.monotonic() - start})
+        _write_result(folder, {"overrides": overrides, **content, "seconds": time.monotonic() - start})
+
+
+def train(run: RunConfig, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """The main job: build whatever is missing, then score."""
+    return _score(run, folder, ["python", "train.py", *overrides], build=True)
+
+
+def evaluate(run: RunConfig, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Score a model that is there: only lists, baselines and scores are made."""
+    return _score(run, folder, ["python", "evaluate.py", *overrides], build=False)
+
+
+def index_ads(run: RunConfig, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """The ad side alone: a catalog, and a page that shows how good it is."""
+    store = Store(Path(run.store.root))
+    indexed = pipeline.index_ads(run, store)
+    if global_rank() != 0:
+        sys.exit()  # the other ranks of a distributed training end with it
+    console = _console()
+    inspection, page = _inspect(run, store, indexed, folder, ["python", "index.py", *overrides])
+    show_index(inspection, console=console)
+    _show_paths(store.results, console)
+    console.print(f"{'page':20} {page}", soft_wrap=True, highlight=False)
+    return {"figures": _index_figures(inspection)}
 
 
 def quiet_libraries() -> None:
@@ -64,35 +97,78 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _run(run: RunConfig, folder: Path, overrides: list[str], *, train: bool) -> dict[str, Any]:
+def _score(run: RunConfig, folder: Path, command: list[str], *, build: bool) -> dict[str, Any]:
     root = Path(run.store.root)
-    store, scoring = Store(root, build=train), Store(root)
-    prepared = pipeline.prepare(run, store)
+    store, scoring = Store(root, build=build), Store(root)
+    indexed = pipeline.index_ads(run, store)
+    prepared = pipeline.prepare(run, store, indexed)
     model = pipeline.train(run, store, prepared)
     if global_rank() != 0:
         sys.exit()  # the other ranks of a distributed training end with it
     evaluated = pipeline.evaluate(run, scoring, prepared, model)
+    pages = {}
+    if build:
+        pages["index"] = _inspect(run, scoring, indexed, folder, command)[1]
 
     results = [*store.results, *scoring.results]
     scores = pipeline.read_scores(evaluated.scores)
-    report = write_report(
+    pages["report"] = write_report(
         folder,
         title="LEADRE run",
-        command=shlex.join(["python", "train.py" if train else "evaluate.py", *overrides]),
+        command=shlex.join(command),
         stages=[_summary(result) for result in results],
         scores=scores,
-        diagnostics=json.loads((prepared.codes.path / "diagnostics.json").read_text()),
-        world=json.loads((prepared.world.path / "world.json").read_text()),
-        samples=read_samples(prepared.world.path, evaluated.generations.path, num_users=NUM_SAMPLES),
+        diagnostics=json.loads((indexed.codes.path / "diagnostics.json").read_text()),
+        world=json.loads((indexed.world.path / "world.json").read_text()),
+        samples=read_samples(indexed.world.path, evaluated.generations.path, num_users=NUM_SAMPLES),
     )
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = _console()
     show(scores, console=console)
-    for summary in map(_summary, results):
-        console.print(f"{summary.name:20} {summary.path}", soft_wrap=True, highlight=False)
-    console.print(f"{'report':20} {report}", soft_wrap=True, highlight=False)
+    _show_paths(results, console)
+    for what, page in pages.items():
+        console.print(f"{what:20} {page}", soft_wrap=True, highlight=False)
     if isinstance(run.logger, WandbLogs):
         log_scores(run.logger, scores["systems"])
-    return scores
+    systems = scores["systems"]
+    figures = {column: systems[OURS].get(column) for column in COLUMNS}
+    figures[f"{RIVAL} {RIVAL_COLUMN}"] = systems.get(RIVAL, {}).get(RIVAL_COLUMN)
+    return {"scores": scores, "figures": figures}
+
+
+def _inspect(
+    run: RunConfig, store: Store, indexed: pipeline.Indexed, folder: Path, command: list[str]
+) -> tuple[dict[str, Any], Path]:
+    """The numbers of an index, and the page of it in the output folder."""
+    found = pipeline.inspect_index(run, store, indexed).path
+    inspection: dict[str, Any] = json.loads((found / "inspection.json").read_text(encoding="utf-8"))
+    page = write_index_page(
+        folder,
+        title="LEADRE index",
+        command=shlex.join(command),
+        inspection=inspection,
+        neighbors=json.loads((found / "neighbors.json").read_text(encoding="utf-8")),
+    )
+    return inspection, page
+
+
+def _index_figures(inspection: dict[str, Any]) -> dict[str, float | None]:
+    """What a sweep's table tells of an index."""
+    return {
+        "texts that collide": inspection["before"]["texts"]["rate"],
+        "relative error": inspection["reconstruction_error"],
+        "used on level 1": inspection["levels"][0]["used"] / inspection["levels"][0]["codes"],
+        "evenness of bits": inspection["bits"]["evenness"],
+        **{f"bits {place}": level["bits"] for place, level in enumerate(inspection["levels"], start=1)},
+    }
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _show_paths(results: list[Result], console: Console) -> None:
+    for summary in map(_summary, results):
+        console.print(f"{summary.name:20} {summary.path}", soft_wrap=True, highlight=False)
 
 
 def _summary(result: Result) -> StageSummary:

@@ -1,33 +1,44 @@
 """THE MAIN PATH: ads, users and behaviors in; constrained ad lists and their scores out. One line a stage."""
 
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from leadre.alignment.align import align
 from leadre.alignment.config import NoAlignment
-from leadre.artifacts import Result, Store, fingerprint
+from leadre.artifacts import Result, Store, differences, fingerprint, origins
 from leadre.baselines.recommend import recommend
 from leadre.catalog.index import index
 from leadre.config import RunConfig
 from leadre.data.fingerprint import fingerprint as fingerprint_data
 from leadre.data.gather import gather
 from leadre.decoding.generate import generate
-from leadre.embedding.config import EmbeddingConfig, TransformerConfig
 from leadre.embedding.embed import embed
-from leadre.lm.config import LMConfig, PretrainedLM
+from leadre.embedding.fingerprint import fingerprint as fingerprint_embedding
+from leadre.inspection.inspect import inspect
+from leadre.lm.config import PretrainedLM
 from leadre.lm.encode import encode
 from leadre.lm.extend import extend
 from leadre.metrics.score import score
 from leadre.prompts.compose import compose
+from leadre.quantizer.imported import fingerprint as fingerprint_quantizer
 from leadre.quantizer.quantize import quantize
 from leadre.sft.tune import tune
+
+
+class Indexed(NamedTuple):
+    """The ad side: what an ad is called, and what the name is made from."""
+
+    world: Result
+    embeddings: Result
+    codes: Result
+    catalog: Result
 
 
 class Prepared(NamedTuple):
     """What training and evaluation start from."""
 
     world: Result
-    codes: Result
     catalog: Result
     pairs: Result
     base: Result
@@ -41,25 +52,59 @@ class Evaluated(NamedTuple):
     scores: Result
 
 
-def prepare(run: RunConfig, store: Store) -> Prepared:
-    """Ads and behaviors in; a catalog of S-IDs, prompts, and a model that has the S-ID tokens (LEADRE 3, 4.2)."""
+def index_ads(run: RunConfig, store: Store) -> Indexed:
+    """Ads in; a catalog of S-IDs out (LEADRE 3.2, 3.3). No S-ID of a previous catalog moves."""
+    before = _previous(run, store)
     world = store.make("world", gather, run.data, source=fingerprint_data(run.data))
     embeddings = store.make(
-        "embeddings", embed, run.embedding, world, source=_weights(run.embedding), compute=run.compute
+        "embeddings",
+        embed,
+        run.embedding,
+        world,
+        *before.embeddings,
+        source=fingerprint_embedding(run.embedding),
+        compute=run.compute,
+        cache=store.root / "vectors",
     )
     codes = store.make(
-        "codes", quantize, run.quantizer, embeddings, together=True, compute=run.compute, logger=run.logger
+        "codes",
+        quantize,
+        run.quantizer,
+        embeddings,
+        *before.codes,
+        source=fingerprint_quantizer(run.quantizer),
+        together=True,
+        compute=run.compute,
+        logger=run.logger,
     )
-    catalog = store.make("catalog", index, run.catalog, world, codes)
+    catalog = store.make("catalog", index, run.catalog, world, codes, *before.catalog)
+    return Indexed(world, embeddings, codes, catalog)
+
+
+def inspect_index(run: RunConfig, store: Store, indexed: Indexed) -> Result:
+    """How good the catalog is, for a person to judge (LEADRE 5.2.4)."""
+    return store.make("inspection", inspect, run.inspection, *indexed)
+
+
+def prepare(run: RunConfig, store: Store, indexed: Indexed) -> Prepared:
+    """Prompts of users, and a model that has the S-ID tokens (LEADRE 4.2)."""
+    world, _, _, catalog = indexed
     pairs = store.make("pairs", compose, run.prompts, world, catalog)
-    base = store.make("base", extend, run.lm, catalog, pairs, source=_weights(run.lm))
+    base = store.make(
+        "base",
+        extend,
+        run.lm,
+        catalog,
+        pairs,
+        source=fingerprint(run.lm.model) if isinstance(run.lm, PretrainedLM) else "",
+    )
     tokens = store.make("tokens", encode, None, base, catalog, pairs)
-    return Prepared(world, codes, catalog, pairs, base, tokens)
+    return Prepared(world, catalog, pairs, base, tokens)
 
 
 def train(run: RunConfig, store: Store, prepared: Prepared) -> Result:
     """A model tuned stage by stage, then aligned with business value (LEADRE 4.3)."""
-    world, _, catalog, pairs, model, tokens = prepared
+    world, catalog, pairs, model, tokens = prepared
     for stage in run.sft.curriculum():  # each stage is a result of its own, shared by all curricula that begin alike
         model = store.make(
             "sft", tune, stage, model, catalog, tokens, together=True, compute=run.compute, logger=run.logger
@@ -83,15 +128,44 @@ def train(run: RunConfig, store: Store, prepared: Prepared) -> Result:
 
 def evaluate(run: RunConfig, store: Store, prepared: Prepared, model: Result) -> Evaluated:
     """Constrained lists for the test users, and their scores beside the baselines' (LEADRE 3.4, 5)."""
-    world, _, catalog, pairs, _, tokens = prepared
+    world, catalog, pairs, _, tokens = prepared
     baselines = store.make("baselines", recommend, run.baselines, world, catalog)
     generations = store.make("generations", generate, run.decoding, model, catalog, pairs, tokens, compute=run.compute)
     scores = store.make("scores", score, run.metrics, world, catalog, baselines, generations)
     return Evaluated(generations, scores)
 
 
-def _weights(config: EmbeddingConfig | LMConfig) -> str:
-    return fingerprint(config.model) if isinstance(config, TransformerConfig | PretrainedLM) else ""
+_HARMLESS = {"seed", "model", "revision", "package", "sha256", "batch_tokens"}
+"""Settings that may change from day to day: nothing is drawn anew, and `embed` tells weights by what they hold."""
+
+
+class _Previous(NamedTuple):
+    """What the ad side goes on from: no result or one each."""
+
+    embeddings: tuple[Result, ...] = ()
+    codes: tuple[Result, ...] = ()
+    catalog: tuple[Result, ...] = ()
+
+
+def _previous(run: RunConfig, store: Store) -> _Previous:
+    if run.previous_catalog is None:
+        return _Previous()
+    named = Path(run.previous_catalog)
+    folder = named if named.name != run.previous_catalog else store.root / "catalog" / run.previous_catalog
+    found = origins(folder) if (folder / "manifest.json").is_file() else {}
+    if set(_Previous._fields) - set(found):
+        raise ValueError(
+            f"previous_catalog is {run.previous_catalog!r}, but {folder} is no catalog in a store: name one by its "
+            f"folder or key, as index.py and train.py print it ({store.root / 'catalog' / 'KEY'})"
+        )
+    for name, config in (("embedding", run.embedding), ("quantizer", run.quantizer)):
+        changed = differences(found["embeddings" if name == "embedding" else "codes"], config, passed_over=_HARMLESS)
+        if changed:
+            raise ValueError(
+                f"previous_catalog was made with {'; '.join(f'{name}.{change}' for change in changed)}: S-IDs hold in "
+                "the space they were made in; use the settings of then, or leave out previous_catalog to index anew"
+            )
+    return _Previous(*((found[stage],) for stage in _Previous._fields))
 
 
 def read_scores(scores: Result) -> dict[str, Any]:

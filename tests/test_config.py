@@ -93,10 +93,12 @@ def test_alignment_without_impressions_is_refused_before_anything_is_trained():
 def test_every_command_in_the_readme_the_docs_and_the_heads_of_the_options_is_right():
     files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *CONF.rglob("*.yaml")]
     lines = [line for path in files for line in path.read_text().splitlines()]
-    commands = [found[1] for line in lines if (found := re.search(r"python (?:train|evaluate)\.py +([^`#]*)", line))]
-    assert len(commands) >= 40
-    for command in commands:
-        check(shlex.split(command.split("  ")[0].rstrip(".,;)")))
+    found = [match for line in lines if (match := re.search(r"python (train|evaluate|index)\.py +([^`#]*)", line))]
+    assert len(found) >= 60
+    assert sum(entry == "index" for entry, _ in (match.groups() for match in found)) >= 5
+    for entry, command in (match.groups() for match in found):
+        typed = shlex.split(command.split("  ")[0].rstrip(".,;)"))
+        check(typed, name="index" if entry == "index" else "run")
 
 
 def test_every_value_of_a_sweep_is_checked():
@@ -121,7 +123,7 @@ def test_numbers_with_an_exponent_are_numbers():
     assert _load("sft/tuning=paper", "prompts=paper").sft.tuning.learning_rate == 6e-5
 
 
-@pytest.mark.parametrize("entry", ["train.py", "evaluate.py"])
+@pytest.mark.parametrize("entry", ["train.py", "evaluate.py", "index.py"])
 def test_a_wrong_configuration_ends_with_code_1_before_anything_heavy_is_imported(entry, tmp_path):
     program = f"""
 import runpy, sys

@@ -39,7 +39,7 @@ def _run(root: Path, *overrides: str) -> tuple[Store, dict[str, Path]]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         run = load(compose("run", [*SMALLEST, *overrides]))
     store = Store(root)
-    prepared = pipeline.prepare(run, store)
+    prepared = pipeline.prepare(run, store, pipeline.index_ads(run, store))
     pipeline.evaluate(run, store, prepared, pipeline.train(run, store, prepared))
     return store, {result.stage: result.path for result in store.results}
 
@@ -161,3 +161,93 @@ def test_a_run_killed_at_any_time_ends_with_the_same_scores(first, tmp_path):
     assert kills >= 1
     (scores,) = (tmp_path / "store" / "scores").glob("*/scores.json")
     assert scores.read_text() == (folders["scores"] / "scores.json").read_text()
+
+
+INDEXED = (
+    "data=tables",
+    "embedding=lsa",
+    "embedding.dimension=8",
+    "quantizer=residual_kmeans",
+    "quantizer.levels=2",
+    "quantizer.codebook_size=4",
+)
+NAMES = [f"{color} {thing} {size}" for color in ("red", "blue") for thing in ("tea", "shoe", "car") for size in "smx"]
+
+
+def _index(store: Store, folder: Path, ads: range, *overrides: str) -> pipeline.Indexed:
+    """Index a folder of ads alone; ads 16, 17, ... have the text of ad 0, 1, ..."""
+    folder.mkdir(exist_ok=True)
+    rows = {"ad_id": [f"ad{i:02d}" for i in ads], "name": [NAMES[i % 16] for i in ads]}
+    pl.DataFrame(rows).write_csv(folder / "ads.csv")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        run = load(compose("run", [*INDEXED, f"data.root={folder}", *overrides]))
+    indexed = pipeline.index_ads(run, store)
+    pipeline.inspect_index(run, store, indexed)
+    return indexed
+
+
+def _sids(indexed: pipeline.Indexed, name: str = "sids") -> dict[str, list[int]]:
+    frame = tables.read(tables.SIDS, indexed.catalog.path / f"{name}.parquet")
+    return dict(frame.select("ad_id", "sid").iter_rows())
+
+
+@pytest.fixture(scope="module")
+def days(tmp_path_factory):
+    """Three days: six ads come on the second, the first four go; they come back on the third."""
+    folder = tmp_path_factory.mktemp("days")
+    store = Store(folder / "store")
+    first = _index(store, folder / "first", range(12))
+    second = _index(store, folder / "second", range(4, 18), f"previous_catalog={first.catalog.key}")
+    third = _index(store, folder / "third", range(18), f"previous_catalog={second.catalog.path}")
+    return store, folder, (first, second, third)
+
+
+def test_a_day_later_no_sid_has_moved_and_new_ads_have_one(days):
+    _, _, (first, second, third) = days
+    before, after, back = _sids(first), _sids(second), _sids(third)
+    assert {ad: sid for ad, sid in after.items() if ad in before} == {
+        f"ad{i:02d}": before[f"ad{i:02d}"] for i in range(4, 12)
+    }
+    assert _sids(second, "retired") == {f"ad{i:02d}": before[f"ad{i:02d}"] for i in range(4)}
+    assert back == {**after, **before}
+    assert len({tuple(sid) for sid in back.values()}) == 18
+    about = [json.loads((day.catalog.path / "catalog.json").read_text()) for day in (first, second, third)]
+    assert [(day["version"], day["new"], day["retired"], day["returned"]) for day in about] == [
+        (1, 12, 0, 0),
+        (2, 6, 4, 0),
+        (3, 0, 0, 4),
+    ]
+
+
+def test_a_new_ad_with_a_known_text_has_its_codes_and_an_extra_code_of_its_own(days):
+    _, _, (first, second, third) = days
+    known, new = _sids(first)["ad04"], _sids(second)["ad16"]
+    assert _sids(third)["ad00"][:-1] == new[:-1]
+    assert known[:-1] == _sids(second)["ad04"][:-1]
+
+
+def test_yesterdays_vectors_and_quantizer_are_taken_over_byte_by_byte(days):
+    _, _, (first, second, _) = days
+    for name in ("quantizer.safetensors", "quantizer.json"):
+        assert (first.codes.path / name).read_bytes() == (second.codes.path / name).read_bytes()
+    assert json.loads((second.embeddings.path / "embedding.json").read_text())["num_new"] == 4
+
+
+def test_a_previous_catalog_asks_for_the_settings_of_then(days):
+    store, folder, (first, _, _) = days
+    with pytest.raises(
+        ValueError, match=r"previous_catalog was made with quantizer\.codebook_size=4, now 5: S-IDs hold"
+    ):
+        _index(store, folder / "second", range(6), f"previous_catalog={first.catalog.key}", "quantizer.codebook_size=5")
+    with pytest.raises(ValueError, match=r"previous_catalog is 'nope', but .*nope is no catalog in a store"):
+        _index(store, folder / "second", range(6), "previous_catalog=nope")
+    with pytest.raises(ValueError, match=r"is no catalog in a store"):
+        _index(store, folder / "second", range(6), f"previous_catalog={first.codes.path}")
+    with pytest.raises(ValueError, match=r"is no catalog in a store"):
+        _index(store, folder / "second", range(6), f"previous_catalog={first.catalog.path.parent}")
+
+
+def test_what_changes_no_number_may_change_from_day_to_day(days):
+    store, folder, (first, second, _) = days
+    today = _index(store, folder / "today", range(4, 18), f"previous_catalog={first.catalog.key}", "seed=3")
+    assert _sids(today) == _sids(second)

@@ -1,4 +1,4 @@
-"""train.py and evaluate.py as a user types them: a sweep with a hole, one run after it, and an evaluation."""
+"""The entries as a user types them: a sweep with a hole, one run after it, an evaluation, and a sweep of indexes."""
 
 import json
 import os
@@ -48,11 +48,15 @@ def test_a_run_ends_with_the_table_the_report_and_the_path_of_every_result(swept
     assert done.returncode == 0, done.stderr
     assert "built" not in done.stdout
     assert all(system in done.stdout for system in ("LEADRE", "popularity", "linear", "oracle"))
-    paths = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith(("sft: ", "scores", "report "))]
-    assert len(paths) == 4
+    paths = [
+        line.split()[-1]
+        for line in done.stdout.splitlines()
+        if line.startswith(("sft: ", "scores", "report ", "index "))
+    ]
+    assert len(paths) == 5
     assert all((folder / path).exists() for path in paths)
     files = {path.name for path in (folder / "run").iterdir()}
-    assert files >= {"report.md", "result.json", "loss.png", "hr.png", "codebook.png"}
+    assert files >= {"report.md", "index.md", "index.png", "result.json", "loss.png", "hr.png", "codebook.png"}
 
 
 def test_input_that_the_user_can_mend_is_told_without_a_traceback(swept):
@@ -70,3 +74,22 @@ def test_an_evaluation_trains_nothing_and_says_what_to_run_first(swept):
     missing = _type(folder, "evaluate.py", "alignment=none", "lm.seed=5", "hydra.run.dir=missing")
     assert missing.returncode == 1
     assert "run train.py with the same settings first" in missing.stderr
+
+
+def test_a_sweep_of_indexes_needs_ads_alone_and_ends_with_one_table(tmp_path):
+    (tmp_path / "ads.csv").write_text("ad_id,name\n" + "".join(f"ad{i},red tea {i}\n" for i in range(12)))
+    typed = ["data=tables", f"data.root={tmp_path}", "quantizer=residual_kmeans", "quantizer.codebook_size=4"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "index.py"), "-m", *typed, "quantizer.levels=1,2", "hydra.sweep.dir=sweep"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Sweep of 2 runs" in done.stdout
+    assert "can be indexed, not trained on" in done.stdout
+    table = (tmp_path / "sweep" / "sweep.md").read_text()
+    assert table.splitlines()[2].startswith("| run | texts that collide | relative error | used on level 1 |")
+    assert "| quantizer.levels=2 |" in table
+    assert {path.name for path in (tmp_path / "sweep" / "0").iterdir()} >= {"index.md", "index.png", "result.json"}

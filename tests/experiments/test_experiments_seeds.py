@@ -4,7 +4,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from experiments.seeds import compare, hits_of, main, systems_of
+from experiments.seeds import compare, main, systems_of
+from experiments.study import hits_of
 from leadre.artifacts import Result
 
 

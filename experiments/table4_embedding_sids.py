@@ -1,0 +1,44 @@
+"""Table 4: S-IDs from several text encoders under the same quantizer, tuning and decoding (LEADRE 5.2.4).
+
+The paper compares Hunyuan's and E5's S-IDs. Encoders whose weights are not here are listed as not run. Two controls
+stand below: random codes, and the codes of shuffled texts; S-IDs that are no better than these mean nothing.
+
+    python -m experiments.table4_embedding_sids                        # the quickstart world, seeds 0,1,2
+    python -m experiments.table4_embedding_sids seeds=0,1,2,3,4 data=completejourney data.root=PATH alignment=none
+"""
+
+import sys
+
+from experiments.study import Row, Study, run_study
+
+STUDY = Study(
+    name="table4_embedding_sids",
+    title="Table 4: S-IDs of several encoders",
+    columns=("HR@4", "HR@8", "LTRR@4", "LTRR@8"),
+    rows=(
+        Row("LSA", ("embedding=lsa",)),
+        Row(
+            "Hunyuan",
+            ("embedding=hunyuan",),
+            paper={"HR@4": 0.1070, "HR@8": 0.2140, "LTRR@4": 0.0294, "LTRR@8": 0.0443},
+        ),
+        Row(
+            "E5-large-instruct",
+            ("embedding=e5_large_instruct",),
+            paper={"HR@4": 0.1052, "HR@8": 0.2140, "LTRR@4": 0.0256, "LTRR@8": 0.0407},
+        ),
+        Row("Sentence-Bert/L6", ("embedding=sentence_bert_l6",)),
+        Row("hashed words", ("embedding=hashing",)),
+        Row(
+            "random codes",
+            ("quantizer=random", "quantizer.levels={levels}", "quantizer.codebook_size={codebook_size}"),
+            control=True,
+        ),
+        Row("codes of shuffled texts", ("quantizer.shuffled=true",), control=True),
+    ),
+    cutoff=8,
+)
+
+
+if __name__ == "__main__":
+    run_study(STUDY, sys.argv[1:])
