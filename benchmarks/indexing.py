@@ -266,7 +266,7 @@ def appending(setting: Setting) -> Iterator[Figure]:
     from leadre import tables
     from leadre.catalog.index import index
 
-    count = 20_000 if setting.quick else 100_000
+    count = 20_000 if setting.quick else 200_000
     share, known = count // 100, count // 10
     run = settings("quantizer=medium", "quantizer.steps=300")
     ads = texts(count + share)
