@@ -3,11 +3,8 @@
 import torch
 from torch import Tensor
 
-from leadre.quantizer.diagnostics import relative_error
+from leadre.quantizer.diagnostics import BLOCK, relative_error
 from leadre.quantizer.network import Network
-
-BLOCK = 4096
-"""Rows coded at once, to bound memory."""
 
 
 @torch.no_grad()

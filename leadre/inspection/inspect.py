@@ -70,6 +70,7 @@ def inspect(config: InspectionConfig, world: Path, embeddings: Path, codes: Path
     index = _read(config, world, embeddings, codes, sids)
     shape = read_shape(codes)
     sizes = shape["codebook_sizes"]
+    groups = diagnostics.prefix_groups(index.codes)
     has_network = (codes / TENSORS).is_file()  # random codes, and codes made elsewhere, have none
     network = load(codes) if has_network else None
     report = {
@@ -78,9 +79,9 @@ def inspect(config: InspectionConfig, world: Path, embeddings: Path, codes: Path
         "distinct_texts": len(index.first),
         "active": active.height,
         "retired": retired.height,
-        "before": _before(index),
+        "before": _before(index, groups[-1]),
         "catalog": json.loads((catalog / "catalog.json").read_text()),
-        **_levels(index, sizes, energy_left(network, index.x) if network else [None] * len(sizes)),
+        **_levels(index, groups, sizes, energy_left(network, index.x) if network else [None] * len(sizes)),
         "reconstruction_error": reconstruction_error(network, index.x, index.codes) if network else None,
         "category": _category(config, index),
         "cosine": _cosine(config, index),
@@ -142,14 +143,13 @@ def _matrix(codes: pl.Series) -> Tensor:
     return torch.from_numpy(tables.matrix(codes, int(codes.list.len()[0]))).long()
 
 
-def _before(index: Index) -> dict[str, Any]:
+def _before(index: Index, groups: Tensor) -> dict[str, Any]:
     """Collisions before the extra code, of ads and of distinct texts, and the largest groups by name."""
-    groups = diagnostics.prefix_groups(index.codes)[-1]
     sizes = torch.bincount(groups)
     largest = sizes.argsort(descending=True, stable=True)[:NUM_GROUPS]
     return {
-        "ads": diagnostics.collisions(index.codes)._asdict(),
-        "texts": diagnostics.collisions(index.codes[index.first])._asdict(),
+        "ads": diagnostics.group_collisions(groups)._asdict(),
+        "texts": diagnostics.group_collisions(groups[index.first])._asdict(),
         "sizes": [one._asdict() for one in diagnostics.size_classes(sizes)],
         "largest": [_group(index, torch.nonzero(groups == group).flatten()) for group in largest if sizes[group] > 1],
     }
@@ -164,12 +164,14 @@ def _group(index: Index, rows: Tensor) -> dict[str, Any]:
     }
 
 
-def _levels(index: Index, codebook_sizes: list[int], energies: list[float | None]) -> dict[str, Any]:
+def _levels(
+    index: Index, groups: list[Tensor], codebook_sizes: list[int], energies: list[float | None]
+) -> dict[str, Any]:
     """Use of the codes and bits, level by level and in all, over the ads.
 
     A level that adds few bits may be poor, or may have come too late: ``bits_left`` is what there was left to tell.
     """
-    bits = diagnostics.bits(index.codes)
+    bits = diagnostics.group_bits(groups)
     whole, most = sum(bits), information.most_bits(index.codes, index.text)
     before = list(accumulate(bits, initial=0.0))
     levels = []

@@ -1,6 +1,6 @@
 """Residual quantization: each level codes what the levels before it have left over (LEADRE A.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,7 +51,9 @@ def _highest(scores: Tensor) -> Tensor:
     return functional.max_pool2d(image, (1, len(scores)), return_indices=True)[1].flatten()
 
 
-def quantize_residuals(z: Tensor, codebooks: Tensor | Sequence[Tensor]) -> Quantized:
+def quantize_residuals(
+    z: Tensor, codebooks: Tensor | Sequence[Tensor], assigns: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()
+) -> Quantized:
     """Code vectors level by level.
 
     Our choice: the residual of a later level carries its gradient to ``z`` alone and not to the codes
@@ -60,13 +62,14 @@ def quantize_residuals(z: Tensor, codebooks: Tensor | Sequence[Tensor]) -> Quant
     Args:
         z: ``(B, d)`` vectors.
         codebooks: ``(M, K, d)``, or a list where levels have codebooks ``(K_l, d)`` of different sizes.
+        assigns: What gives vectors ``(B, d)`` their codes ``(B,)`` of a codebook, one a level; empty for `nearest`.
 
     Returns:
         Codes, residuals and codewords of all levels.
     """
     residual, codes, residuals, codewords = z, [], [], []
-    for codebook in codebooks:
-        code = nearest(residual.detach(), codebook.detach())
+    for codebook, assign in zip(codebooks, assigns or [nearest] * len(codebooks), strict=True):
+        code = assign(residual.detach(), codebook.detach())
         codeword = codebook[code]  # (B, d)
         codes.append(code)
         residuals.append(residual)

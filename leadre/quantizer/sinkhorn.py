@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from leadre.quantizer.residual import Quantized, nearest
+from leadre.quantizer.residual import Quantized, nearest, quantize_residuals
 
 FLOOR = 1e-300
 
@@ -51,16 +51,10 @@ def balanced_residuals(
     Returns:
         Codes, residuals and codewords of all levels; gradients as there.
     """
-    residual, codes, residuals, codewords = z, [], [], []
-    for level, codebook in enumerate(codebooks, start=1):
-        if levels == "all" or level == len(codebooks):
-            distances = torch.cdist(residual.detach(), codebook.detach()).square()
-            code = balanced_plan(distances, epsilon=epsilon, iterations=iterations).argmax(-1)
-        else:
-            code = nearest(residual.detach(), codebook.detach())
-        codeword = codebook[code]
-        codes.append(code)
-        residuals.append(residual)
-        codewords.append(codeword)
-        residual = residual - codeword.detach()
-    return Quantized(torch.stack(codes, dim=1), torch.stack(residuals), torch.stack(codewords))
+
+    def balanced(residual: Tensor, codebook: Tensor) -> Tensor:
+        distances = torch.cdist(residual, codebook).square()
+        return balanced_plan(distances, epsilon=epsilon, iterations=iterations).argmax(-1)
+
+    before = balanced if levels == "all" else nearest
+    return quantize_residuals(z, codebooks, [before] * (len(codebooks) - 1) + [balanced])
