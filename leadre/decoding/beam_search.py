@@ -5,14 +5,19 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from leadre.catalog.sids import level_letter
-from leadre.catalog.trie import Children, Trie, children, move
+from leadre.catalog.trie import Trie, move
+from leadre.decoding.cache import roomy_cache
 from leadre.decoding.config import Normalizer
+from leadre.decoding.filters import Filter
+from leadre.decoding.selection import Frontier, candidates, select
 
 _HEAD_SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 """Configuration keys of models that change the logits after the head, which the search would miss."""
+_BLOCK = 2048
+"""Tokens of the vocabulary whose logits are computed at a time."""
 
 
 class Beams(NamedTuple):
@@ -25,23 +30,6 @@ class Beams(NamedTuple):
 
     rows: Tensor
     scores: Tensor
-
-
-class _Frontier(NamedTuple):
-    """The beams after a level; within a user by ascending node, which is lexicographic order; dead ones last."""
-
-    nodes: Tensor  # (B, W) int64, -1 where a beam is dead
-    scores: Tensor  # (B, W) float32, -inf where a beam is dead
-    parents: Tensor  # (B, W) int64, which beam of the level above each one continues
-
-
-class _Context(NamedTuple):
-    """What the model has read: its cache, and who may look at what."""
-
-    decoder: Any  # the model without its head
-    cache: DynamicCache
-    prompt: Tensor  # (B, T) bool, True at real prompt tokens
-    lengths: Tensor  # (B,) int64 real prompt tokens
 
 
 def sid_tokens(sid_offsets: Sequence[int], num_codes: Sequence[int]) -> tuple[range, ...]:
@@ -69,15 +57,16 @@ def beam_search(
     *,
     trie: Trie,
     sid_tokens: Sequence[range],
-    beam_width: int,
+    beam_width: int | Sequence[int],
     normalizer: Normalizer,
+    filter: Filter | None = None,
 ) -> Beams:
     """Generate the ``beam_width`` most probable ads of each user (LEADRE 3.4, A.3).
 
     The prompt is read once a user. From then on the beams of a user are further query rows behind the same
     prompt, with a mask that lets each row see the prompt and its own ancestors: the cache only grows, and is
-    never repeated or reordered for a beam. Nodes of the trie alone are scored, so that every result is an ad
-    of the catalog and none comes twice. A code of probability zero is never generated.
+    never repeated, reordered or copied for a beam. Nodes of the trie alone are scored, so that every result is an
+    ad of the catalog and none comes twice. A code of probability zero is never generated.
 
     Our choice: the paper scores with "the LLM's output probabilities" over feasible codes, which can be read
     in several ways, and they rank differently; ``normalizer`` names the one.
@@ -88,37 +77,78 @@ def beam_search(
         attention_mask: ``(B, T)`` 1 at prompt tokens and 0 at padding.
         trie: The catalog's trie, best on the model's device.
         sid_tokens: Token ids of each level's codes, see `sid_tokens`.
-        beam_width: W, the same at every level.
+        beam_width: Beams kept at every level, or a number a level; W is the last.
         normalizer: What each code's log-probability is taken among: ``full`` the whole vocabulary, ``level``
-            the codes of its level, ``trie`` the children of its node.
+            the codes of its level, ``trie`` the open children of its node. A code that is the only one there
+            then has probability 1, and the model is not asked.
+        filter: What each user may be shown, one row a user; None shows everything.
 
     Raises:
-        ValueError: If the trie is empty, does not fit ``sid_tokens`` or the model's vocabulary, a prompt is
-            empty, the model is in training mode or of a kind that is not supported, or it gives NaN.
+        ValueError: If the trie is empty, does not fit ``sid_tokens`` or the model's vocabulary, ``beam_width`` has
+            another number of levels, a prompt is empty, the model is in training mode or of a kind that is not
+            supported, or it gives NaN.
     """
     trie = move(trie, input_ids.device)
-    head = cast(nn.Module, cast(Any, model).get_output_embeddings())  # Transformers leaves it untyped
-    _check_catalog(trie, sid_tokens, beam_width)
-    _check_model(model, head, sid_tokens)
+    widths = level_widths(beam_width, levels=len(sid_tokens))
+    check_catalog(trie, sid_tokens)
+    head = head_of(model, sid_tokens)
     with torch.no_grad():
-        context, hidden = _read_prompt(model, input_ids, attention_mask)
-        beams = _root(hidden)
-        ancestors = hidden.new_zeros((*beams.nodes.shape, 0), dtype=torch.bool)  # (B, 1, 0)
-        for level, tokens in enumerate(sid_tokens):
-            if level > 0:
-                ancestors = _descend(ancestors, beams.parents)
-                codes = trie.codes[level - 1][beams.nodes.clamp(min=0)].long()
-                hidden = _read_codes(context, sid_tokens[level - 1].start + codes, ancestors, level - 1)
-            found = children(trie, level, beams.nodes.flatten())
-            codes = trie.codes[level][found.node].long()
-            gains = _gains(head, hidden.flatten(0, 1), found.parent, codes, tokens, normalizer)
-            _check_finite(gains, level)
-            beams = _best(found, beams.scores.flatten()[found.parent] + gains, beams.nodes.shape, beam_width)
-    return _sorted(beams, beam_width)
+        reading, hidden = read_prompt(model, input_ids, attention_mask, room=sum(widths[:-1]))
+        rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]
+        beams = start(hidden, rows)
+        for level in range(len(widths)):
+            beams = step(head, reading, beams, trie, level, sid_tokens, widths[level], normalizer, filter)
+    return best_first(beams.frontier.nodes, beams.frontier.scores, widths[-1])
 
 
-def _read_prompt(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> tuple[_Context, Tensor]:
-    """Read the prompts once; the hidden state ``(B, 1, D)`` is that of each one's last token."""
+class Reading(NamedTuple):
+    """What the model has read: its cache, and which of it is prompt.
+
+    Attributes:
+        decoder: The model without its head.
+        cache: Keys and values of the prompts and of all codes read so far.
+        prompt: ``(B, T)`` bool, True at real prompt tokens.
+        lengths: ``(B,)`` int64 real prompt tokens.
+    """
+
+    decoder: Any
+    cache: Cache
+    prompt: Tensor
+    lengths: Tensor
+
+
+class State(NamedTuple):
+    """The beams between two steps.
+
+    Attributes:
+        frontier: Their nodes and scores.
+        rows: ``(B, W)`` int64 the filter's row of each beam.
+        ancestors: ``(B, W, S)`` bool, which of the S codes in the cache each beam continues.
+        unread: ``(B, W, n)`` int64 tokens of the n codes of each beam that the model has not read; -1 where it has.
+        hidden: ``(B, 1, D)`` the prompt's last hidden state, before the first step; then None.
+    """
+
+    frontier: Frontier
+    rows: Tensor
+    ancestors: Tensor
+    unread: Tensor
+    hidden: Tensor | None
+
+
+def read_prompt(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, *, room: int
+) -> tuple[Reading, Tensor]:
+    """Read the prompts once; the hidden state ``(B, 1, D)`` is that of each one's last token.
+
+    Args:
+        model: The language model.
+        input_ids: ``(B, T)`` prompts, padded on either side.
+        attention_mask: ``(B, T)`` 1 at prompt tokens.
+        room: Codes of a user that will be read behind them.
+
+    Raises:
+        ValueError: If a prompt is empty.
+    """
     prompt = attention_mask.bool()
     lengths = prompt.sum(1)
     if input_ids.shape != prompt.shape or not bool((lengths > 0).all()):
@@ -127,7 +157,7 @@ def _read_prompt(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tens
             f"{tuple(input_ids.shape)} input_ids empty: every prompt needs a token, and a mask entry for each"
         )
     decoder = cast(Any, model).get_decoder()
-    cache = DynamicCache()
+    cache = roomy_cache(model.config.num_hidden_layers, room=room)
     hidden = decoder(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -136,34 +166,102 @@ def _read_prompt(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tens
         use_cache=True,
     ).last_hidden_state
     last = (prompt * torch.arange(prompt.shape[1], device=prompt.device)).argmax(1)
-    return _Context(decoder, cache, prompt, lengths), hidden[torch.arange(len(last)), last][:, None]
+    return Reading(decoder, cache, prompt, lengths), hidden[torch.arange(len(last)), last][:, None]
 
 
-def _root(hidden: Tensor) -> _Frontier:
-    start = torch.zeros(hidden.shape[0], 1, dtype=torch.int64, device=hidden.device)
-    return _Frontier(nodes=start, scores=start.float(), parents=start)
+def start(hidden: Tensor, rows: Tensor) -> State:
+    """One beam a user, at the root of the trie; ``rows`` ``(B, 1)`` is the filter's row of each user."""
+    root = torch.zeros_like(rows)
+    nothing = root.new_zeros((*root.shape, 0))  # (B, 1, 0)
+    return State(Frontier(root, root.float(), root), rows, nothing.bool(), nothing, hidden)
 
 
-def _descend(ancestors: Tensor, parents: Tensor) -> Tensor:
-    """The ancestor mask of new beams: the ancestors of each one's parent, and itself. ``(B, W, S)``."""
-    inherited = ancestors.gather(1, parents[..., None].expand(-1, -1, ancestors.shape[2]))
-    own = torch.eye(parents.shape[1], dtype=torch.bool, device=parents.device)
-    return torch.cat([inherited, own.expand(parents.shape[0], -1, -1)], 2)
+def step(
+    head: nn.Module,
+    reading: Reading,
+    beams: State,
+    trie: Trie,
+    level: int,
+    sid_tokens: Sequence[range],
+    beam_width: int,
+    normalizer: Normalizer,
+    filter: Filter | None,
+) -> State:
+    """Continue the beams, whose nodes lie on the level above (level 0: at the root), by a code each."""
+    nodes = beams.frontier.nodes
+    found = candidates(trie, level, nodes, filter, beams.rows)
+    codes = trie.codes[level][found.node].long()
+    # 1. The model is asked wherever its answer matters.
+    number = torch.bincount(found.parent, minlength=nodes.numel()).view(nodes.shape)  # (B, W) children of each
+    asked = number > (1 if normalizer == "trie" else 0)
+    hidden, beams = _read_codes(reading, beams, asked)
+    # 2. What each candidate adds.
+    scored = asked.flatten()[found.parent]
+    place = asked.flatten().cumsum(0) - 1  # of each beam among those asked
+    gains = found.node.new_zeros(len(found.node), dtype=torch.float32)  # a forced code has probability 1
+    gains[scored] = _gains(head, hidden, place[found.parent[scored]], codes[scored], sid_tokens[level], normalizer)
+    _check_finite(gains, level)
+    # 3. The best of them are the beams of this level.
+    frontier = select(found, beams.frontier.scores.flatten()[found.parent] + gains, nodes.shape, beam_width)
+    tokens = sid_tokens[level].start + trie.codes[level][frontier.nodes.clamp(min=0)].long()
+    inherit = frontier.parents[..., None]
+    return State(
+        frontier,
+        beams.rows.gather(1, frontier.parents),
+        beams.ancestors.gather(1, inherit.expand(-1, -1, beams.ancestors.shape[2])),
+        torch.cat([beams.unread.gather(1, inherit.expand(-1, -1, beams.unread.shape[2])), tokens[..., None]], 2),
+        hidden=None,
+    )
 
 
-def _read_codes(context: _Context, tokens: Tensor, ancestors: Tensor, level: int) -> Tensor:
-    """Read one code token a beam, as query rows behind the prompt; their hidden states ``(B, W, D)``."""
-    visible = torch.cat([context.prompt[:, None].expand(-1, tokens.shape[1], -1), ancestors], 2)
-    dtype = context.decoder.dtype
+def _read_codes(reading: Reading, beams: State, asked: Tensor) -> tuple[Tensor, State]:
+    """The hidden states ``(A, D)`` of the A beams that are asked, after reading what they have unread.
+
+    The tokens of a user stand in a row behind all that was read before; each sees the prompt and its own ancestors.
+    """
+    if beams.hidden is not None:
+        return beams.hidden[asked], beams
+    wanted = (beams.unread >= 0) & asked[..., None]  # (B, W, n)
+    user, beam, place = wanted.nonzero(as_tuple=True)  # (R,) by user, then beam, then age
+    counts = torch.bincount(user, minlength=len(asked))
+    width = int(counts.max())
+    if width == 0:
+        return reading.prompt.new_zeros((0, 1)), beams
+    slot = torch.arange(len(user), device=user.device) - (counts.cumsum(0) - counts)[user]
+    shape = (len(asked), width)
+    tokens, positions = beams.unread.new_zeros(shape), reading.lengths[:, None].repeat(1, width)
+    owner = beams.unread.new_full(shape, -1)
+    tokens[user, slot] = beams.unread[user, beam, place]
+    positions[user, slot] += place
+    owner[user, slot] = beam
+    everyone = torch.arange(asked.shape[1], device=user.device)
+    own = owner[:, None, :] == everyone[None, :, None]  # (B, W, R)
+    ancestors = torch.cat([beams.ancestors, own], 2)
+    read = _read_tokens(reading, tokens, positions, _visible(ancestors, owner))
+    last = wanted.sum(2)[asked].cumsum(0) - 1  # the last token of each asked beam
+    unread = beams.unread.masked_fill(asked[..., None], -1)
+    return read[user[last], slot[last]], beams._replace(ancestors=ancestors, unread=unread)
+
+
+def _visible(ancestors: Tensor, owner: Tensor) -> Tensor:
+    """Which codes each token of a pass sees, ``(B, R, S)``: those of its beam, the later ones of the pass left out."""
+    width = owner.shape[1]
+    visible = ancestors.gather(1, owner.clamp(min=0)[..., None].expand(-1, -1, ancestors.shape[2]))
+    visible[:, :, -width:] &= torch.ones(width, width, dtype=torch.bool, device=owner.device).tril()
+    return visible
+
+
+def _read_tokens(reading: Reading, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+    """The hidden states ``(B, R, D)`` of tokens ``(B, R)`` that see the prompt and some codes ``(B, R, S)``."""
+    seen = torch.cat([reading.prompt[:, None].expand(-1, tokens.shape[1], -1), visible], 2)
     # An additive mask, since eager attention adds whatever mask it is given.
-    mask = torch.zeros(visible.shape, dtype=dtype, device=tokens.device)
-    mask = mask.masked_fill(~visible, torch.finfo(dtype).min)[:, None]  # (B, 1, W, T + S)
-    positions = (context.lengths[:, None] + level).expand_as(tokens)
-    read = context.decoder(
+    mask = torch.zeros(seen.shape, dtype=reading.decoder.dtype, device=tokens.device)
+    mask = mask.masked_fill(~seen, torch.finfo(mask.dtype).min)[:, None]  # (B, 1, R, T + S)
+    read = reading.decoder(
         input_ids=tokens,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=context.cache,
+        past_key_values=reading.cache,
         use_cache=True,
     )
     return cast(Tensor, read.last_hidden_state)
@@ -172,72 +270,76 @@ def _read_codes(context: _Context, tokens: Tensor, ancestors: Tensor, level: int
 def _gains(
     head: nn.Module, hidden: Tensor, parent: Tensor, codes: Tensor, tokens: range, normalizer: Normalizer
 ) -> Tensor:
-    """The log-probability ``(C,)`` of each child's code after its beam, in float32."""
-    if normalizer == "full":
-        everything = cast(Tensor, head(hidden)).float()  # (R, V)
+    """The log-probability ``(C,)`` of each candidate's code after its beam, in float32."""
+    if not len(parent):
+        return hidden.new_zeros(0, dtype=torch.float32)
+    if type(head) is not nn.Linear:  # only of a plain layer its weights are all there is; an adapter adds to them
+        everything = cast(Tensor, head(hidden)).float()  # (A, V)
         logits = everything[:, tokens.start : tokens.stop]
-        return logits[parent, codes] - everything.logsumexp(1)[parent]
-    logits = _level_logits(head, hidden, tokens)  # (R, K)
+        if normalizer == "full":
+            return logits[parent, codes] - everything.logsumexp(1)[parent]
+    else:
+        logits = _logits(head, hidden, tokens)  # (A, K)
+        if normalizer == "full":
+            return logits[parent, codes] - _log_normalizer(head, hidden)[parent]
     if normalizer == "level":
         return logits[parent, codes] - logits.logsumexp(1)[parent]
     return _log_softmax_by_parent(logits[parent, codes], parent, hidden.shape[0])
 
 
-def _level_logits(head: nn.Module, hidden: Tensor, tokens: range) -> Tensor:
-    if type(head) is nn.Linear:  # only then are its weights all there is to it; an adapter adds to them
-        bias = None if head.bias is None else head.bias[tokens.start : tokens.stop]
-        return nn.functional.linear(hidden, head.weight[tokens.start : tokens.stop], bias).float()
-    return cast(Tensor, head(hidden))[:, tokens.start : tokens.stop].float()
+def _logits(head: nn.Linear, hidden: Tensor, tokens: range) -> Tensor:
+    bias = None if head.bias is None else head.bias[tokens.start : tokens.stop]
+    return nn.functional.linear(hidden, head.weight[tokens.start : tokens.stop], bias).float()
+
+
+def _log_normalizer(head: nn.Linear, hidden: Tensor) -> Tensor:
+    """The logsumexp ``(A,)`` of the whole vocabulary's logits, which are never all in memory at once.
+
+    A block of logits stays in the processor's cache until its sum is taken: that costs little beyond the product.
+    """
+    size = head.weight.shape[0]
+    blocks = [range(first, min(first + _BLOCK, size)) for first in range(0, size, _BLOCK)]
+    return torch.stack([_logits(head, hidden, block).logsumexp(1) for block in blocks]).logsumexp(0)
 
 
 def _log_softmax_by_parent(logits: Tensor, parent: Tensor, num_parents: int) -> Tensor:
     counts = torch.bincount(parent, minlength=num_parents)
-    high = torch.segment_reduce(logits, "max", lengths=counts)
-    shifted = logits - high[parent]
+    high = torch.segment_reduce(logits, "max", lengths=counts).clamp(min=torch.finfo(logits.dtype).min)
+    shifted = logits - high[parent]  # where no code is possible at all, -inf each
     # Not index_add, whose order of addition, and so the last bit, is left open on a GPU.
     total = torch.segment_reduce(shifted.exp(), "sum", lengths=counts)
-    return shifted - total[parent].log()
+    return shifted - total.clamp(min=torch.finfo(logits.dtype).tiny)[parent].log()
 
 
-def _best(found: Children, scores: Tensor, shape: torch.Size, beam_width: int) -> _Frontier:
-    """Keep the best ``beam_width`` children of each user; among equal scores those of the smaller S-ID."""
-    users, width = shape
-    owner = found.parent // width  # (C,) ascending
-    counts = torch.bincount(owner, minlength=users)
-    starts = counts.cumsum(0) - counts
-    column = torch.arange(len(owner), device=owner.device) - starts[owner]
-    table = scores.new_full((users, max(1, int(counts.max()))), -torch.inf)
-    table[owner, column] = scores
-    # 1. The score of the last place divides the children: those above are in, those at it as far as places last.
-    places = min(beam_width, table.shape[1])
-    bar = table.topk(places).values[:, -1:]
-    above, level = table > bar, (table == bar) & (bar > -torch.inf)
-    kept = above | (level & (level.cumsum(1) <= places - above.sum(1, keepdim=True)))
-    # 2. They keep their order, which is by node since the beams themselves were.
-    user, column = kept.nonzero(as_tuple=True)
-    slot = kept.cumsum(1)[user, column] - 1
-    chosen = starts[user] + column
-    nodes = starts.new_full((users, places), -1)
-    parents = torch.zeros_like(nodes)
-    totals = scores.new_full((users, places), -torch.inf)
-    nodes[user, slot] = found.node[chosen]
-    parents[user, slot] = found.parent[chosen] % width
-    totals[user, slot] = scores[chosen]
-    return _Frontier(nodes, totals, parents)
-
-
-def _sorted(beams: _Frontier, beam_width: int) -> Beams:
-    scores, order = beams.scores.sort(dim=1, descending=True, stable=True)  # stable: equal scores stay by node
-    missing = beam_width - scores.shape[1]
+def best_first(rows: Tensor, scores: Tensor, width: int) -> Beams:
+    """The best ``width`` of each user's ads, ordered; equal scores stay in the order given; -1 fills up."""
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    missing = max(0, width - scores.shape[1])
     return Beams(
-        nn.functional.pad(beams.nodes.gather(1, order), (0, missing), value=-1),
-        nn.functional.pad(scores, (0, missing), value=-torch.inf),
+        nn.functional.pad(rows.gather(1, order)[:, :width], (0, missing), value=-1),
+        nn.functional.pad(scores[:, :width], (0, missing), value=-torch.inf),
     )
 
 
-def _check_catalog(trie: Trie, sid_tokens: Sequence[range], beam_width: int) -> None:
-    if beam_width < 1:
+def level_widths(beam_width: int | Sequence[int], *, levels: int) -> tuple[int, ...]:
+    """The beams kept at each level.
+
+    Raises:
+        ValueError: If one is below 1, or their number is not that of the levels.
+    """
+    widths = (beam_width,) * levels if isinstance(beam_width, int) else tuple(beam_width)
+    if min(widths, default=0) < 1:
         raise ValueError(f"beam_width is {beam_width}: it must be at least 1")
+    if len(widths) != levels:
+        raise ValueError(
+            f"beam_width is {list(widths)}, {len(widths)} numbers, but S-IDs have {levels} codes: "
+            "give one number, or one a level"
+        )
+    return widths
+
+
+def check_catalog(trie: Trie, sid_tokens: Sequence[range]) -> None:
+    """Refuse a trie that is empty or of another catalog than the model's tokens."""
     if not trie.codes or not all(len(codes) for codes in trie.codes):
         raise ValueError("trie is empty: there is no ad to generate; index a catalog that has one")
     if len(trie.codes) != len(sid_tokens):
@@ -253,7 +355,9 @@ def _check_catalog(trie: Trie, sid_tokens: Sequence[range], beam_width: int) -> 
             )
 
 
-def _check_model(model: PreTrainedModel, head: nn.Module, sid_tokens: Sequence[range]) -> None:
+def head_of(model: PreTrainedModel, sid_tokens: Sequence[range]) -> nn.Module:
+    """The model's head; refuses a model that cannot be searched."""
+    head = cast(nn.Module, cast(Any, model).get_output_embeddings())  # Transformers leaves it untyped
     if model.training:
         raise ValueError("model is in training mode, where dropout makes scores random: call model.eval()")
     size = int(cast(Any, head).weight.shape[0])
@@ -271,6 +375,7 @@ def _check_model(model: PreTrainedModel, head: nn.Module, sid_tokens: Sequence[r
             f"model is a {model.config.model_type} with {', '.join(unsupported)}, which the search "
             "does not support: use a model with full attention and a plain head"
         )
+    return head
 
 
 def _check_finite(gains: Tensor, level: int) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from transformers import (
     HunYuanDenseV1Config,
     HunYuanDenseV1ForCausalLM,
@@ -21,7 +22,8 @@ from transformers import (
 
 from leadre.catalog import trie as tries
 from leadre.catalog.trie import Trie
-from leadre.decoding.beam_search import beam_search, sid_tokens
+from leadre.decoding import filters
+from leadre.decoding.beam_search import Beams, beam_search, sid_tokens
 
 TEXT = 10
 SHAPE = {
@@ -77,10 +79,12 @@ def padded(rows, side="right"):
     return ids, mask
 
 
-def search(model, rows, sids, *, side="right", width=5, normalizer="full", trie=None):
+def search(model, rows, sids, *, side="right", width=5, normalizer="full", trie=None, filter=None):
     ids, mask = padded(rows, side)
     trie = tries.build(torch.tensor(sids)) if trie is None else trie
-    return beam_search(model, ids, mask, trie=trie, sid_tokens=TOKENS, beam_width=width, normalizer=normalizer)
+    return beam_search(
+        model, ids, mask, trie=trie, sid_tokens=TOKENS, beam_width=width, normalizer=normalizer, filter=filter
+    )
 
 
 def log_probs(model, prompt, prefix, sids, normalizer):
@@ -112,10 +116,10 @@ def score_all(model, prompt, sids, normalizer):
 def reference(model, prompt, sids, normalizer, width):
     """Beam search by the book (LEADRE A.3), over the scores of the reference."""
     scores = score_all(model, prompt, sids, normalizer)
-    beams = [()]
+    beams, widths = [()], [width] * len(sids[0]) if isinstance(width, int) else width
     for level in range(len(sids[0])):
         grown = sorted({sid[: level + 1] for sid in sids if sid[:level] in beams})
-        beams = sorted(grown, key=lambda prefix: (-scores[prefix], prefix))[:width]
+        beams = sorted(grown, key=lambda prefix: (-scores[prefix], prefix))[: widths[level]]
     return [(sids.index(sid), scores[sid]) for sid in beams]
 
 
@@ -183,6 +187,106 @@ def test_beams_are_those_of_transformers_generate(kind, normalizer):
     beams = search(model, rows, sids, side="left", width=width, normalizer=normalizer)
     assert beams.rows.tolist() == expected
     torch.testing.assert_close(beams.scores, found.sequences_scores.view(len(rows), width), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("widths", [(1, 2, 9), (4, 1, 3), (2, 20, 5)])
+def test_beam_widths_may_differ_by_level(widths, normalizer):
+    sids, rows = catalog(1, 40), prompts(2, [7, 3, 5])
+    beams = search(TINY["qwen3"], rows, sids, width=widths, normalizer=normalizer)
+    assert beams.rows.shape == (3, widths[-1])
+    assert_lists(beams, [reference(TINY["qwen3"], row, sids, normalizer, widths) for row in rows])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(MODELS)),
+    normalizer=st.sampled_from(NORMALIZERS),
+    ads=st.integers(1, 60),
+    width=st.integers(1, 12),
+    share=st.sampled_from([0.1, 0.5, 0.9]),
+    seen=st.integers(0, 30),
+    seed=st.integers(0, 10_000),
+)
+def test_a_filtered_search_is_that_on_a_trie_of_the_allowed_ads_alone(kind, normalizer, ads, width, share, seen, seed):
+    sids, rows = catalog(seed, ads), prompts(seed, [5, 3, 8])
+    random = torch.Generator().manual_seed(seed)
+    allowed, groups = torch.rand(2, ads, generator=random) < share, torch.tensor([0, 1, 0])
+    seen_rows = torch.randint(-1, ads, (3, seen), generator=random)
+    trie = tries.build(torch.tensor(sids))
+    filter = filters.make(trie, filters.counts(trie, allowed), groups, seen_rows)
+    beams = search(TINY[kind], rows, sids, width=width, normalizer=normalizer, filter=filter)
+    for user in range(3):
+        left = [n for n in range(ads) if allowed[groups[user], n] and n not in seen_rows[user].tolist()]
+        found = Beams(beams.rows[user : user + 1], beams.scores[user : user + 1])
+        if left:
+            alone = search(TINY[kind], [rows[user]], [sids[n] for n in left], width=width, normalizer=normalizer)
+            back = torch.tensor([*left, -1])
+            assert found.rows.tolist() == back[alone.rows].tolist()
+            assert int((found.rows >= 0).sum()) == min(width, len(left))
+            torch.testing.assert_close(found.scores, alone.scores, atol=1e-4, rtol=0)
+        else:
+            assert found.rows.tolist() == [[-1] * width]
+
+
+def test_the_ads_below_a_prefix_are_found_by_allowing_them_alone():
+    sids = catalog(3, 40)
+    trie = tries.build(torch.tensor(sids))
+    prefix = sids[20][:1]
+    only = filters.counts(trie, filters.below(trie, prefix)[None])
+    filter = filters.make(trie, only, torch.tensor([0]), torch.zeros(1, 0, dtype=torch.int64))
+    beams = search(TINY["llama"], prompts(0, [6]), sids, width=40, filter=filter)
+    assert sorted(row for row in beams.rows[0].tolist() if row >= 0) == [
+        row for row, sid in enumerate(sids) if sid[:1] == prefix
+    ]
+
+
+def rows_read(model, monkeypatch):
+    """Record how many tokens of each user every forward reads."""
+    lengths, decoder = [], model.get_decoder()
+    forward = decoder.forward
+
+    def counted(*args, **kwargs):
+        lengths.append(kwargs["input_ids"].shape[1])
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(decoder, "forward", counted)
+    return lengths
+
+
+def test_the_prompt_is_read_once_and_then_one_code_a_beam(monkeypatch):
+    lengths = rows_read(TINY["qwen2"], monkeypatch)
+    search(TINY["qwen2"], prompts(0, [6, 9]), catalog(0, 50), width=4)
+    assert lengths == [9, 4, 4]
+
+
+def test_under_trie_forced_codes_cost_no_forward_pass(monkeypatch):
+    lengths = rows_read(TINY["qwen2"], monkeypatch)
+    search(TINY["qwen2"], prompts(0, [6]), [(0, 1, 0), (1, 2, 0), (2, 2, 2)], width=3, normalizer="trie")
+    assert lengths == [6]  # a code tells the ad
+    search(TINY["qwen2"], prompts(0, [6]), [(0, 1, 0), (0, 1, 2), (1, 2, 0)], width=3, normalizer="trie")
+    assert lengths[1:] == [6, 2]  # one beam has a choice, at its end: its two codes are read together
+    search(TINY["qwen2"], prompts(0, [6]), [(2, 1, 0)], width=3, normalizer="trie")
+    assert lengths[3:] == [6]
+
+
+def test_soft_tokens_and_lora_are_part_of_the_model():
+    model, sids, rows = tiny(), catalog(1, 30), prompts(2, [7, 3])
+    adapters = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    adapted = get_peft_model(model, adapters).eval()
+    beams = search(adapted.get_base_model(), rows, sids, width=4)
+    merged = adapted.merge_and_unload()
+    assert_lists(beams, [reference(merged, row, sids, "full", 4) for row in rows])
+
+
+def test_under_trie_a_beam_whose_every_code_has_probability_zero_ends():
+    model = tiny()
+    bias = torch.zeros(TEXT + 12)
+    bias[list(TOKENS[1])] = -torch.inf
+    model.lm_head.bias = torch.nn.Parameter(bias)
+    sids = [(0, 0, 0), (0, 1, 0), (1, 3, 0)]
+    beams = search(model, prompts(0, [4]), sids, width=3, normalizer="trie")
+    assert beams.rows.tolist() == [[2, -1, -1]]  # its only child is certain, whatever the model says
 
 
 def test_normalizers_rank_differently():
@@ -318,6 +422,13 @@ def test_an_empty_prompt_is_refused():
 def test_a_beam_width_of_zero_is_refused():
     with pytest.raises(ValueError, match="beam_width is 0"):
         search(TINY["hunyuan"], prompts(0, [4]), catalog(0, 10), width=0)
+    with pytest.raises(ValueError, match=r"beam_width is \(3, 0, 2\)"):
+        search(TINY["hunyuan"], prompts(0, [4]), catalog(0, 10), width=(3, 0, 2))
+
+
+def test_beam_widths_for_another_number_of_levels_are_refused():
+    with pytest.raises(ValueError, match=r"beam_width is \[3, 2\], 2 numbers, but S-IDs have 3 codes"):
+        search(TINY["hunyuan"], prompts(0, [4]), catalog(0, 10), width=(3, 2))
 
 
 def test_a_trie_of_another_catalog_is_refused():

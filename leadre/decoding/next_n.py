@@ -1,0 +1,163 @@
+"""Several ads a pass: N ads one after another in a beam, the trie restarted, earlier ads left out (LEADRE 6)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from leadre.catalog.trie import Trie, move
+from leadre.decoding import filters
+from leadre.decoding.beam_search import (
+    Beams,
+    State,
+    best_first,
+    check_catalog,
+    head_of,
+    level_widths,
+    read_prompt,
+    start,
+    step,
+)
+from leadre.decoding.config import Normalizer
+from leadre.decoding.filters import Filter
+
+
+class Sequences(NamedTuple):
+    """The sequences of ads found for each user, best first; equal scores stand in the order of their S-IDs.
+
+    Attributes:
+        rows: ``(B, W, N)`` int64 rows of the catalog, in the order in which they were generated; -1 from where on a
+            user has no further ad, and everywhere in a sequence that was not found.
+        scores: ``(B, W)`` float32 sums of log-probabilities; -inf where fewer than W sequences were found.
+    """
+
+    rows: Tensor
+    scores: Tensor
+
+
+def generate_next_n(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    trie: Trie,
+    sid_tokens: Sequence[range],
+    beam_width: int | Sequence[int],
+    normalizer: Normalizer,
+    next_n: int,
+    filter: Filter | None = None,
+) -> Sequences:
+    """Generate the most probable sequences of ``next_n`` distinct ads (LEADRE 6, "Next-N Generation").
+
+    The paper names the wish and no design. Our choice: after an ad's last code the beam goes on at the root of the
+    trie, as behind a prompt that holds the ad, and the ads that it has generated are closed to it. With ``next_n=1``
+    this is `leadre.decoding.beam_search.beam_search`. A user who has fewer ads gets them all, in sequences that end
+    early.
+
+    Args:
+        model: As for `beam_search`; tuned on sequences of ads (the task ``next_n``), or they mean little.
+        input_ids: ``(B, T)`` prompts, padded on either side.
+        attention_mask: ``(B, T)`` 1 at prompt tokens.
+        trie: The catalog's trie.
+        sid_tokens: Token ids of each level's codes.
+        beam_width: Sequences kept at every code, or a number a level.
+        normalizer: As for `beam_search`.
+        next_n: N, the ads of a sequence.
+        filter: What each user may be shown, one row a user.
+
+    Raises:
+        ValueError: As for `beam_search`, and if ``next_n`` is below 1.
+    """
+    if next_n < 1:
+        raise ValueError(f"next_n is {next_n}: a sequence has at least 1 ad")
+    trie = move(trie, input_ids.device)
+    widths = level_widths(beam_width, levels=len(sid_tokens))
+    check_catalog(trie, sid_tokens)
+    head = head_of(model, sid_tokens)
+    users = torch.arange(len(input_ids), device=input_ids.device)
+    open_ads = filter if filter is not None else _everything(trie, users)
+    with torch.no_grad():
+        reading, hidden = read_prompt(model, input_ids, attention_mask, room=next_n * sum(widths))
+        beams = start(hidden, users[:, None])
+        ads = beams.rows.new_zeros((len(users), 1, 0))
+        found: list[Sequences] = []
+        for _ in range(next_n):
+            beams, current = _restarted(beams, ads, open_ads, trie)
+            origin = torch.arange(ads.shape[1], device=users.device).expand(len(users), -1)
+            for level in range(len(widths)):
+                beams = step(head, reading, beams, trie, level, sid_tokens, widths[level], normalizer, current)
+                origin = origin.gather(1, beams.frontier.parents)
+            ads = torch.cat([ads.gather(1, origin[..., None].expand(-1, -1, ads.shape[2])), _last(beams)], 2)
+            found.append(_padded(ads, beams.frontier.scores, widths[-1], next_n))
+    return _longest(found)
+
+
+def merge(sequences: Sequences, num_ads: int) -> Beams:
+    """One list of distinct ads a user: ordered by the probability of all its sequences that hold an ad.
+
+    An ad that stands in many likely futures comes before one that stands in a single one. Of sequences of one ad
+    this is the plain list.
+
+    Args:
+        sequences: ``(B, W, N)`` sequences.
+        num_ads: Length of the lists; -1 fills up.
+    """
+    length = sequences.rows.shape[2]
+    rows = sequences.rows.flatten(1)  # (B, W N)
+    weights = sequences.scores.repeat_interleave(length, 1).masked_fill(rows < 0, -torch.inf)
+    order = rows.argsort(dim=1, stable=True)
+    rows, weights = rows.gather(1, order), weights.gather(1, order)
+    opens = torch.nn.functional.pad(rows[:, 1:] != rows[:, :-1], (1, 0), value=True)
+    place = opens.cumsum(1) - 1  # the distinct ad that each entry is of
+    # The sum is taken relative to the best sequence, whose exponential is 1.
+    high = weights.max(1, keepdim=True).values.clamp(min=torch.finfo(weights.dtype).min)
+    mass = torch.zeros_like(weights).scatter_add(1, place, (weights - high).exp())
+    single = torch.full_like(weights, -torch.inf).scatter_reduce(1, place, weights, "amax")
+    several = torch.zeros_like(rows).scatter_add(1, place, torch.ones_like(rows)) > 1
+    scores = torch.where(several, mass.log() + high, single)  # an ad of one sequence keeps its score to the last bit
+    distinct = torch.full_like(rows, -1).scatter(1, place, rows)
+    return best_first(distinct.masked_fill(scores == -torch.inf, -1), scores, num_ads)
+
+
+def _everything(trie: Trie, users: Tensor) -> Filter:
+    ads = trie.codes[-1]
+    allowed = torch.ones(1, len(ads), dtype=torch.bool, device=ads.device)
+    return filters.make(trie, filters.counts(trie, allowed), torch.zeros_like(users), users.new_zeros((len(users), 0)))
+
+
+def _restarted(beams: State, ads: Tensor, open_ads: Filter, trie: Trie) -> tuple[State, Filter]:
+    """The beams at the root again, and a filter with a row a beam that leaves out the ads ``(B, W, n)`` it has."""
+    users, width, length = ads.shape
+    user = torch.arange(users, device=ads.device).repeat_interleave(width)
+    seen = torch.cat([open_ads.seen[user], ads.reshape(users * width, length)], 1)
+    current = filters.make(trie, open_ads.counts, open_ads.groups[user], seen)
+    alive = beams.frontier.scores > -torch.inf
+    roots = torch.where(alive, 0, -1)
+    rows = torch.arange(users * width, device=ads.device).view(users, width)
+    return beams._replace(frontier=beams.frontier._replace(nodes=roots), rows=rows), current
+
+
+def _last(beams: State) -> Tensor:
+    """The ads just finished, ``(B, W, 1)``: nodes of the last level are rows of the catalog."""
+    return beams.frontier.nodes[..., None]
+
+
+def _padded(ads: Tensor, scores: Tensor, width: int, next_n: int) -> Sequences:
+    missing = width - scores.shape[1]
+    rows = torch.nn.functional.pad(ads, (0, next_n - ads.shape[2], 0, missing), value=-1)
+    scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)
+    rows = rows.masked_fill(scores[..., None] == -torch.inf, -1)
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    return Sequences(rows.gather(1, order[..., None].expand(-1, -1, next_n)), scores)
+
+
+def _longest(found: list[Sequences]) -> Sequences:
+    """Of each user the longest sequences that were found."""
+    rows, scores = found[0]
+    for longer in found[1:]:
+        goes_on = longer.scores[:, 0] > -torch.inf
+        rows = torch.where(goes_on[:, None, None], longer.rows, rows)
+        scores = torch.where(goes_on[:, None], longer.scores, scores)
+    return Sequences(rows, scores)
