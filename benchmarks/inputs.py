@@ -1,4 +1,4 @@
-"""What the benchmarks of indexing work on: vectors, codes, texts and worlds, made from seeds or read from real data."""
+"""What the benchmarks work on: vectors, codes, texts and worlds, made from seeds or read from real data."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from leadre import tables
+from leadre.catalog.sids import extra_codes, in_order
 from leadre.config import CONF, RunConfig, load
 from leadre.data.ad_text import describe
 from leadre.data.gather import gather
@@ -51,6 +52,19 @@ def shared_codes(count: int, *, levels: int, codebook_size: int) -> NDArray[np.i
     rows = np.concatenate([np.arange(len(lists)), np.arange(groups), crowd, more])
     codes: NDArray[np.int32] = lists[rng.permutation(rows)]
     return codes
+
+
+def zipf_sids(count: int, *, seed: int, levels: int = 4, codebook_size: int = 1024) -> NDArray[np.int32]:
+    """S-IDs ``(N, levels + 1)`` in no order: codes by Zipf's law, and a tenth of the ads with an extra code above 0."""
+    rng = np.random.default_rng(seed)
+    share = 1 / np.arange(1, codebook_size + 1)
+    drawn = rng.choice(codebook_size, size=(2 * count, levels), p=share / share.sum()).astype(np.int32)
+    order, opens = in_order(drawn)
+    sharing = count // 10
+    lists = rng.permutation(drawn[order[opens]])[: count - sharing]
+    codes = rng.permutation(np.concatenate([lists, lists[rng.integers(len(lists), size=sharing)]]))
+    sids: NDArray[np.int32] = np.column_stack([codes, extra_codes(codes)])
+    return sids
 
 
 def texts(count: int) -> pl.DataFrame:

@@ -1,5 +1,6 @@
 """The trie of all S-IDs (LEADRE 3.3, A.2), as one pair of arrays a level instead of linked nodes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +12,14 @@ from torch import Tensor
 class Trie(NamedTuple):
     """Every S-ID prefix of the catalog; the nodes of a level stand in lexicographic order.
 
-    The children of a node are neighbors, so two numbers name them all: a few tens of bytes an ad in place of
+    The children of a node are neighbors, so two numbers name them all: about fifteen bytes an ad in place of
     the hundreds that nested dictionaries take, and whole batches are looked up at once.
 
     Attributes:
-        codes: Level ``l``: ``(n_l,)`` int32, the code of each node. A node of the last level is a catalog row.
-        first_child: Level ``l``: ``(n_{l-1} + 1,)`` int64; node ``i`` of level ``l - 1`` has the children
-            ``first_child[l][i] : first_child[l][i + 1]`` of level ``l``. Level -1 is the root alone.
+        codes: Level ``l``: ``(n_l,)`` the code of each node; int16, or int32 where some code is larger. A node of the
+            last level is a catalog row.
+        first_child: Level ``l``: ``(n_{l-1} + 1,)`` int32 (int64 from 2**31 ads on); node ``i`` of level ``l - 1`` has
+            the children ``first_child[l][i] : first_child[l][i + 1]`` of level ``l``. Level -1 is the root alone.
     """
 
     codes: tuple[Tensor, ...]
@@ -37,7 +39,7 @@ class Children(NamedTuple):
 
 
 def build(sids: Tensor) -> Trie:
-    """Build the trie of a catalog, all levels at once and no loop over ads.
+    """Build the trie of a catalog, a level at a time and no loop over ads.
 
     Args:
         sids: ``(N, L)`` integers, sorted lexicographically, no row twice.
@@ -49,20 +51,22 @@ def build(sids: Tensor) -> Trie:
         raise ValueError(f"sids has the shape {tuple(sids.shape)}: it must be (ads, levels), at least 1 of each")
     if int(sids.min()) < 0:
         raise ValueError(f"sids holds the code {int(sids.min())}: codes are 0 or more")
-    _check_order(sids)
-    # 1. A row opens a new node at a level when it differs from the row above there or at a level before.
-    differs = (sids[1:] != sids[:-1]).cummax(1).values
-    opens = torch.cat([torch.ones_like(sids[:1], dtype=torch.bool), differs])  # (N, L)
-    # 2. The nodes of a level are those rows; a node's first child is the node its own row opens one level below.
+    # A row opens a new node at a level when it differs from the row above there or at a level before.
+    opens = torch.zeros(len(sids), dtype=torch.bool)
+    opens[0] = True
+    falls = torch.zeros_like(opens[1:])  # whether a row, after the first, is smaller than the row above
     codes, first_child = [], []
     rows = torch.zeros(1, dtype=torch.int64)  # the row that opened each node of the level above; first the root
-    for level in range(sids.shape[1]):
-        node = opens[:, level].cumsum(0) - 1  # (N,) the node of each row
-        end = node[-1:] + 1
-        first_child.append(torch.cat([node[rows], end]))
-        rows = opens[:, level].nonzero().squeeze(1)
-        codes.append(sids[rows, level].to(torch.int32))
-    return Trie(tuple(codes), tuple(first_child))
+    for column in sids.T.contiguous():
+        falls |= (column[1:] < column[:-1]) & ~opens[1:]
+        opens[1:] |= column[1:] != column[:-1]
+        node = opens.cumsum(0) - 1  # (N,) the node of each row
+        # A node's first child is the node that its own row opens one level below.
+        first_child.append(torch.cat([node[rows], node[-1:] + 1]))
+        rows = opens.nonzero().squeeze(1)
+        codes.append(column[rows])
+    _check_order(sids, opens, falls)
+    return _narrowed(codes, first_child)
 
 
 def children(trie: Trie, level: int, nodes: Tensor) -> Children:
@@ -73,13 +77,13 @@ def children(trie: Trie, level: int, nodes: Tensor) -> Children:
         level: Level of the children, from 0.
         nodes: ``(R,)`` int64 nodes of level ``level - 1`` (0 is the root for level 0); -1 has no children.
     """
-    first = trie.first_child[level]
-    low = first[nodes.clamp(min=0)]
-    counts = torch.where(nodes >= 0, first[nodes.clamp(min=0) + 1] - low, 0)
-    parent = torch.repeat_interleave(torch.arange(nodes.numel(), device=nodes.device), counts)
+    first, above = trie.first_child[level], nodes.clamp(min=0)
+    low = first.index_select(0, above).long()
+    counts = torch.where(nodes >= 0, first.index_select(0, above + 1) - low, 0)
     starts = counts.cumsum(0) - counts  # where each parent's children begin in the flat list
-    position = torch.arange(parent.numel(), device=nodes.device) - starts[parent]
-    return Children(parent, low[parent] + position)
+    parent = torch.repeat_interleave(counts)
+    position = torch.arange(len(parent), device=nodes.device)
+    return Children(parent, position + (low - starts).index_select(0, parent))  # several times as fast as indexing
 
 
 def move(trie: Trie, device: torch.device) -> Trie:
@@ -95,22 +99,28 @@ def save(trie: Trie, path: Path) -> None:
 
 
 def load(path: Path) -> Trie:
-    """Read what `save` wrote."""
+    """Read what `save` wrote; a file of wider numbers gives the same trie."""
     arrays = load_file(path)
     levels = range(len(arrays) // 2)
-    return Trie(
-        tuple(arrays[f"codes.{level}"] for level in levels),
-        tuple(arrays[f"first_child.{level}"] for level in levels),
+    return _narrowed(
+        [arrays[f"codes.{level}"] for level in levels],
+        [arrays[f"first_child.{level}"] for level in levels],
     )
 
 
-def _check_order(sids: Tensor) -> None:
-    change = sids[1:] != sids[:-1]
-    first = change.to(torch.uint8).argmax(1, keepdim=True)  # the first level where a row leaves the one above
-    if not bool(change.any(1).all()):
-        row = int((~change.any(1)).nonzero()[0]) + 1
+def _narrowed(codes: Sequence[Tensor], first_child: Sequence[Tensor]) -> Trie:
+    """The trie in the narrowest numbers that hold it, which are the same for all levels."""
+    largest = max(int(level.max()) for level in codes)
+    code = torch.int16 if largest <= torch.iinfo(torch.int16).max else torch.int32
+    pointer = torch.int32 if len(codes[-1]) <= torch.iinfo(torch.int32).max else torch.int64
+    return Trie(tuple(level.to(code) for level in codes), tuple(level.to(pointer) for level in first_child))
+
+
+def _check_order(sids: Tensor, differs: Tensor, falls: Tensor) -> None:
+    """Whether every row differs from the row above, and none falls below it."""
+    if not bool(differs.all()):
+        row = int((~differs).nonzero()[0])
         raise ValueError(f"sids has {sids[row].tolist()} twice (row {row}): every ad needs its own S-ID")
-    step = (sids[1:].gather(1, first) - sids[:-1].gather(1, first)).squeeze(1)
-    if not bool((step > 0).all()):
-        row = int((step < 0).nonzero()[0]) + 1
+    if bool(falls.any()):
+        row = int(falls.nonzero()[0]) + 1
         raise ValueError(f"sids is not sorted at row {row} ({sids[row].tolist()}): sort it by all levels")

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from leadre.catalog.trie import Children, Trie, children
 from leadre.decoding.filters import Filter, alive
@@ -55,25 +56,30 @@ def select(found: Children, scores: Tensor, shape: torch.Size, beam_width: int) 
         beam_width: How many are kept; where a user has fewer candidates, the rest of its beams is dead.
     """
     users, width = shape
-    owner = found.parent // width  # (C,) ascending
-    counts = torch.bincount(owner, minlength=users)
-    starts = counts.cumsum(0) - counts
-    column = torch.arange(len(owner), device=owner.device) - starts[owner]
-    table = scores.new_full((users, max(1, int(counts.max()))), -torch.inf)
-    table[owner, column] = scores
-    # 1. The score of the last place divides the candidates: those above are in, those at it as far as places last.
+    bounds = torch.searchsorted(found.parent, width * torch.arange(users + 1, device=scores.device))
+    table = pad_sequence(list(torch.split(scores, bounds.diff().tolist())), batch_first=True, padding_value=-torch.inf)
+    if table.shape[1] == 0:
+        return _all_dead(scores, users)
+    # 1. The best; where scores at the last place are equal, those that stand first.
     places = min(beam_width, table.shape[1])
-    bar = table.topk(places).values[:, -1:]
-    above, level = table > bar, (table == bar) & (bar > -torch.inf)
-    kept = above | (level & (level.cumsum(1) <= places - above.sum(1, keepdim=True)))
-    # 2. They keep their order, which is lexicographic since that of the beams was.
-    user, column = kept.nonzero(as_tuple=True)
-    slot = kept.cumsum(1)[user, column] - 1
-    chosen = starts[user] + column
-    nodes = starts.new_full((users, places), -1)
-    parents = torch.zeros_like(nodes)
-    totals = scores.new_full((users, places), -torch.inf)
-    nodes[user, slot] = found.node[chosen]
-    parents[user, slot] = found.parent[chosen] % width
-    totals[user, slot] = scores[chosen]
-    return Frontier(nodes, totals, parents)
+    best, column = table.topk(places)
+    bar = best[:, -1:]
+    if bool(((table >= bar).sum(1) > places).any()):
+        above, level = table > bar, table == bar
+        kept = above | (level & (level.cumsum(1) <= places - above.sum(1, keepdim=True)))
+        column = kept.nonzero()[:, 1].view(users, places)
+        best = table.gather(1, column)
+    # 2. In their order, which is lexicographic since that of the beams was; dead ones last.
+    column = column.masked_fill(best == -torch.inf, table.shape[1]).sort(1).values
+    alive = column < table.shape[1]
+    chosen = (bounds[:-1, None] + column) * alive
+    return Frontier(
+        torch.where(alive, found.node[chosen], -1),
+        torch.where(alive, scores[chosen], -torch.inf),
+        torch.where(alive, found.parent[chosen] % width, 0),
+    )
+
+
+def _all_dead(scores: Tensor, users: int) -> Frontier:
+    nothing = torch.zeros(users, 1, dtype=torch.int64, device=scores.device)
+    return Frontier(nothing - 1, scores.new_full((users, 1), -torch.inf), nothing)

@@ -120,10 +120,11 @@ def test_one_measurement_may_be_chosen(capsys):
     assert len(_last_line(capsys)) == 2
 
 
-def test_importing_a_benchmark_imports_nothing_heavy():
+@pytest.mark.parametrize("name", ["indexing", "decoding", "trie"])
+def test_importing_a_benchmark_imports_nothing_heavy(name):
     heavy = "{'torch', 'polars', 'sklearn', 'lightning', 'numpy'} & set(sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", f"import benchmarks.indexing, sys; print({heavy} or 'light')"],
+        [sys.executable, "-c", f"import benchmarks.{name}, sys; print({heavy} or 'light')"],
         capture_output=True,
         text=True,
         check=True,

@@ -1,11 +1,13 @@
 """The trie: against nested dictionaries, and what it refuses."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from leadre.catalog import trie as tries
+from leadre.catalog.sids import in_order
 
 
 def nested(sids):
@@ -69,8 +71,34 @@ def test_a_small_trie_by_hand():
     trie = tries.build(torch.tensor([[0, 1, 0], [0, 1, 1], [0, 4, 0], [7, 1, 0]]))
     assert [codes.tolist() for codes in trie.codes] == [[0, 7], [1, 4, 1], [0, 1, 0, 0]]
     assert [first.tolist() for first in trie.first_child] == [[0, 2], [0, 2, 3], [0, 2, 3, 4]]
-    assert {codes.dtype for codes in trie.codes} == {torch.int32}
-    assert {first.dtype for first in trie.first_child} == {torch.int64}
+    assert {codes.dtype for codes in trie.codes} == {torch.int16}
+    assert {first.dtype for first in trie.first_child} == {torch.int32}
+
+
+@pytest.mark.parametrize(("largest", "dtype"), [(32767, torch.int16), (32768, torch.int32)])
+def test_codes_are_as_wide_as_the_largest_needs_on_all_levels(largest, dtype):
+    trie = tries.build(torch.tensor([[0, 1], [0, largest], [2, 5]]))
+    assert [codes.dtype for codes in trie.codes] == [dtype, dtype]
+    assert trie.codes[1].tolist() == [1, largest, 5]
+
+
+@given(catalogs(), st.randoms(use_true_random=False), st.sampled_from([1, 1000, 10_000]))
+def test_rows_in_any_order_make_the_same_tree_once_they_are_sorted(sids, random, scale):
+    rows = [[scale * code for code in sid] for sid in sids]
+    random.shuffle(rows)
+    shuffled = np.array(rows, dtype=np.int32)
+    trie = tries.build(torch.from_numpy(shuffled[in_order(shuffled)[0]]))
+    assert walk(trie) == nested(rows)
+    if rows != sorted(rows):
+        with pytest.raises(ValueError, match="sids is not sorted"):
+            tries.build(torch.from_numpy(shuffled))
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+def test_the_order_of_columns_in_memory_and_the_type_of_codes_do_not_matter(dtype):
+    sids = torch.tensor([[0, 1, 0], [0, 4, 0], [7, 1, 0]], dtype=dtype)
+    by_column = sids.T.contiguous().T
+    assert walk(tries.build(by_column)) == walk(tries.build(sids)) == {0: {1: {0: {}}, 4: {0: {}}}, 7: {1: {0: {}}}}
 
 
 def test_a_catalog_of_one_ad():
@@ -81,6 +109,16 @@ def test_a_catalog_of_one_ad():
 def test_a_saved_trie_comes_back(tmp_path):
     trie = tries.build(torch.tensor([[0, 1], [0, 2], [5, 0]]))
     tries.save(trie, tmp_path / "trie.safetensors")
+    back = tries.load(tmp_path / "trie.safetensors")
+    for left, right in zip([*trie.codes, *trie.first_child], [*back.codes, *back.first_child], strict=True):
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+
+
+def test_a_file_of_wider_numbers_is_read_as_the_same_trie(tmp_path):
+    trie = tries.build(torch.tensor([[0, 1], [0, 2], [5, 0]]))
+    wide = tries.Trie(tuple(x.int() for x in trie.codes), tuple(x.long() for x in trie.first_child))
+    tries.save(wide, tmp_path / "trie.safetensors")
     back = tries.load(tmp_path / "trie.safetensors")
     for left, right in zip([*trie.codes, *trie.first_child], [*back.codes, *back.first_child], strict=True):
         assert left.dtype == right.dtype
