@@ -31,7 +31,18 @@ class Sequences(NamedTuple):
         rows: ``(B, W, N)`` int64 rows of the catalog, in the order in which they were generated; -1 from where on a
             user has no further ad, and everywhere in a sequence that was not found.
         scores: ``(B, W)`` float32 sums of log-probabilities; -inf where fewer than W sequences were found.
+        ads: ``(B, W, N)`` int64, the n-th ad of each of the beams that were kept after n ads; -1 where there is none.
+        ad_scores: ``(B, W, N)`` float32, the scores of those beams.
     """
+
+    rows: Tensor
+    scores: Tensor
+    ads: Tensor
+    ad_scores: Tensor
+
+
+class _Found(NamedTuple):
+    """The sequences of n ads, best first: ``(B, W, n)`` and ``(B, W)``."""
 
     rows: Tensor
     scores: Tensor
@@ -82,43 +93,45 @@ def generate_next_n(
         reading, hidden = read_prompt(model, input_ids, attention_mask, room=next_n * sum(widths))
         beams = start(hidden, users[:, None])
         ads = beams.rows.new_zeros((len(users), 1, 0))
-        found: list[Sequences] = []
+        found: list[_Found] = []
         for _ in range(next_n):
             beams, current = _restarted(beams, ads, open_ads, trie)
             origin = torch.arange(ads.shape[1], device=users.device).expand(len(users), -1)
             for level in range(len(widths)):
                 beams = step(head, reading, beams, trie, level, sid_tokens, widths[level], normalizer, current)
                 origin = origin.gather(1, beams.frontier.parents)
-            ads = torch.cat([ads.gather(1, origin[..., None].expand(-1, -1, ads.shape[2])), _last(beams)], 2)
-            found.append(_padded(ads, beams.frontier.scores, widths[-1], next_n))
-    return _longest(found)
+            earlier = ads.gather(1, origin[..., None].expand(-1, -1, ads.shape[2]))
+            ads = torch.cat([earlier, beams.frontier.nodes[..., None]], 2)  # nodes of the last level are catalog rows
+            found.append(_padded(ads, beams.frontier.scores, widths[-1]))
+    return _joined(found)
 
 
 def merge(sequences: Sequences, num_ads: int) -> Beams:
-    """One list of distinct ads a user: ordered by the probability of all its sequences that hold an ad.
+    """One list of distinct ads a user, ordered by how often an ad is expected among the next N.
 
-    An ad that stands in many likely futures comes before one that stands in a single one. Of sequences of one ad
-    this is the plain list.
+    Our choice: each of the N places counts alike. The beams that were kept after n ads are taken as the distribution of
+    the n-th ad; the probabilities of an ad at the N places add up. The list so holds likely next ads and those that
+    are likely somewhat later, and at least as many ads as there were beams after the first. For N = 1 it is the
+    plain list.
 
     Args:
-        sequences: ``(B, W, N)`` sequences.
+        sequences: Of N ads, from W beams.
         num_ads: Length of the lists; -1 fills up.
     """
-    length = sequences.rows.shape[2]
-    rows = sequences.rows.flatten(1)  # (B, W N)
-    weights = sequences.scores.repeat_interleave(length, 1).masked_fill(rows < 0, -torch.inf)
+    totals = sequences.ad_scores.logsumexp(1, keepdim=True)  # (B, 1, N) of the beams that were kept
+    weights = sequences.ad_scores + (totals[..., :1] - totals).nan_to_num(neginf=-torch.inf)
+    rows, weights = sequences.ads.flatten(1), weights.flatten(1)  # (B, W N)
     order = rows.argsort(dim=1, stable=True)
     rows, weights = rows.gather(1, order), weights.gather(1, order)
     opens = torch.nn.functional.pad(rows[:, 1:] != rows[:, :-1], (1, 0), value=True)
     place = opens.cumsum(1) - 1  # the distinct ad that each entry is of
-    # The sum is taken relative to the best sequence, whose exponential is 1.
-    high = weights.max(1, keepdim=True).values.clamp(min=torch.finfo(weights.dtype).min)
-    mass = torch.zeros_like(weights).scatter_add(1, place, (weights - high).exp())
-    single = torch.full_like(weights, -torch.inf).scatter_reduce(1, place, weights, "amax")
-    several = torch.zeros_like(rows).scatter_add(1, place, torch.ones_like(rows)) > 1
-    scores = torch.where(several, mass.log() + high, single)  # an ad of one sequence keeps its score to the last bit
+    # The sum is taken relative to the largest weight, whose exponential is 1.
+    high = torch.full_like(weights, -torch.inf).scatter_reduce(1, place, weights, "amax")
+    high = high.clamp(min=torch.finfo(weights.dtype).min)
+    mass = torch.zeros_like(weights).scatter_add(1, place, (weights - high.gather(1, place)).exp())
     distinct = torch.full_like(rows, -1).scatter(1, place, rows)
-    return best_first(distinct.masked_fill(scores == -torch.inf, -1), scores, num_ads)
+    scores = (mass.log() + high).masked_fill(distinct < 0, -torch.inf)
+    return best_first(distinct, scores, num_ads)
 
 
 def _everything(trie: Trie, users: Tensor) -> Filter:
@@ -139,25 +152,25 @@ def _restarted(beams: State, ads: Tensor, open_ads: Filter, trie: Trie) -> tuple
     return beams._replace(frontier=beams.frontier._replace(nodes=roots), rows=rows), current
 
 
-def _last(beams: State) -> Tensor:
-    """The ads just finished, ``(B, W, 1)``: nodes of the last level are rows of the catalog."""
-    return beams.frontier.nodes[..., None]
-
-
-def _padded(ads: Tensor, scores: Tensor, width: int, next_n: int) -> Sequences:
+def _padded(ads: Tensor, scores: Tensor, width: int) -> _Found:
+    """Sequences ``(B, W, n)`` and scores ``(B, W)``, best first, with -1 and -inf where there are fewer."""
     missing = width - scores.shape[1]
-    rows = torch.nn.functional.pad(ads, (0, next_n - ads.shape[2], 0, missing), value=-1)
     scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)
-    rows = rows.masked_fill(scores[..., None] == -torch.inf, -1)
+    rows = torch.nn.functional.pad(ads, (0, 0, 0, missing), value=-1).masked_fill(scores[..., None] == -torch.inf, -1)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
-    return Sequences(rows.gather(1, order[..., None].expand(-1, -1, next_n)), scores)
+    return _Found(rows.gather(1, order[..., None].expand(-1, -1, rows.shape[2])), scores)
 
 
-def _longest(found: list[Sequences]) -> Sequences:
-    """Of each user the longest sequences that were found."""
+def _joined(found: list[_Found]) -> Sequences:
+    """Of each user the longest sequences that were found, and the last ads of all."""
     rows, scores = found[0]
     for longer in found[1:]:
         goes_on = longer.scores[:, 0] > -torch.inf
-        rows = torch.where(goes_on[:, None, None], longer.rows, rows)
+        rows = torch.where(goes_on[:, None, None], longer.rows, torch.nn.functional.pad(rows, (0, 1), value=-1))
         scores = torch.where(goes_on[:, None], longer.scores, scores)
-    return Sequences(rows, scores)
+    return Sequences(
+        rows,
+        scores,
+        ads=torch.stack([each.rows[..., -1] for each in found], 2),
+        ad_scores=torch.stack([each.scores for each in found], 2),
+    )

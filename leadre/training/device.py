@@ -21,4 +21,6 @@ def set_up_device(compute: ComputeConfig) -> torch.device:
         torch.set_num_threads(compute.threads)
     if accelerator_of(compute) == "cpu":
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)  # some kernels are launched on the current device, whatever their tensors'
+    return device

@@ -1,6 +1,7 @@
 """Sequences of ads: against scoring every sequence by plain forwards, and the lists made of them."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -143,23 +144,71 @@ def test_ads_of_a_sequence_are_distinct_and_none_is_filtered_out():
             assert not set(rows) & (forbidden | {-1})
 
 
-def test_an_ad_of_several_sequences_gets_the_sum_of_their_probabilities():
-    rows = torch.tensor([[[4, 7], [7, 2], [9, -1]]])
-    scores = torch.tensor([[0.2, 0.15, 0.3]]).log()
-    found = merge(Sequences(rows, scores), 3)
-    assert found.rows.tolist() == [[7, 9, 4]]
-    torch.testing.assert_close(found.scores.exp(), torch.tensor([[0.35, 0.3, 0.2]]))
-    assert merge(Sequences(rows, scores), 6).rows.tolist() == [[7, 9, 4, 2, -1, -1]]
+def sequences(ads, ad_scores):
+    """What `merge` reads of one user: the ads ``(W, N)`` and the scores of their beams."""
+    ads, ad_scores = torch.tensor([ads]), torch.tensor([ad_scores])
+    return Sequences(ads, ad_scores[..., -1], ads, ad_scores)
+
+
+def test_an_ad_is_listed_by_how_often_it_is_expected_each_place_counting_alike():
+    # First ads 4, 7, 9 at .2, .2, .1; second ads 7, 4 at .03, .01: places give 4: .4 + .25, 7: .4 + .75, 9: .2.
+    ads, scores = [[4, 7], [7, 4], [9, -1]], [[0.2, 0.03], [0.2, 0.01], [0.1, 0.0]]
+    found = merge(sequences(ads, torch.tensor(scores).log().tolist()), 3)
+    assert found.rows.tolist() == [[7, 4, 9]]
+    torch.testing.assert_close(found.scores.exp(), 0.5 * torch.tensor([[1.15, 0.65, 0.2]]))
+    assert merge(sequences(ads, torch.tensor(scores).log().tolist()), 5).rows.tolist() == [[7, 4, 9, -1, -1]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data(), width=st.integers(1, 5), length=st.integers(1, 4))
+def test_a_list_is_that_of_adding_up_in_a_dictionary(data, width, length):
+    ads = [[data.draw(st.integers(-1, 5)) for _ in range(length)] for _ in range(width)]
+    scores = [[data.draw(st.floats(-9, 0)) if ad >= 0 else -torch.inf for ad in row] for row in ads]
+    expected = {}
+    for n in range(length):
+        total = sum(math.exp(row[n]) for row in scores)
+        for row, weights in zip(ads, scores, strict=True):
+            if row[n] >= 0:
+                expected[row[n]] = expected.get(row[n], 0.0) + math.exp(weights[n]) / total
+    found = merge(sequences(ads, scores), 6)
+    listed = {
+        row: score for row, score in zip(found.rows[0].tolist(), found.scores[0].tolist(), strict=True) if row >= 0
+    }
+    assert set(listed) == set(expected)
+    assert list(listed.values()) == sorted(listed.values(), reverse=True)
+    first = sum(math.exp(row[0]) for row in scores)
+    if first > 0:
+        torch.testing.assert_close(
+            [math.exp(listed[ad]) for ad in expected],
+            [first * each for each in expected.values()],
+            rtol=1e-3,
+            atol=1e-6,
+        )
+
+
+def test_a_list_has_as_many_ads_as_the_first_ads_beam():
+    sids, (ids, mask) = catalog(2, 12), padded([6, 2], 0)
+    found = generate_next_n(
+        MODELS["llama"],
+        ids,
+        mask,
+        trie=tries.build(torch.tensor(sids)),
+        sid_tokens=TOKENS,
+        beam_width=6,
+        normalizer="trie",
+        next_n=3,
+    )
+    assert bool((merge(found, 6).rows >= 0).all())
 
 
 def test_very_small_probabilities_are_not_lost():
-    found = merge(Sequences(torch.tensor([[[1], [2]]]), torch.tensor([[-900.0, -901.0]])), 2)
+    found = merge(sequences([[1], [2]], [[-900.0], [-901.0]]), 2)
     assert found.rows.tolist() == [[1, 2]]
     assert found.scores.tolist() == [[-900.0, -901.0]]
 
 
 def test_no_sequence_gives_no_list():
-    found = merge(Sequences(torch.full((1, 2, 2), -1), torch.full((1, 2), -torch.inf)), 3)
+    found = merge(sequences([[-1, -1]] * 2, [[-torch.inf] * 2] * 2), 3)
     assert found.rows.tolist() == [[-1, -1, -1]]
     assert found.scores.tolist() == [[-torch.inf] * 3]
 

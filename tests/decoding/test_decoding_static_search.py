@@ -1,0 +1,275 @@
+"""The search with static shapes: equal to beam search, without a step on the host, one recording a shape."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    HunYuanDenseV1Config,
+    HunYuanDenseV1ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from leadre.catalog import trie as tries
+from leadre.decoding import filters, kernels, static_search
+from leadre.decoding.beam_search import beam_search, sid_tokens
+from leadre.decoding.static_search import LENGTH_STEP, StaticSearch, batch_size
+
+TEXT = 10
+SHAPE = {
+    "vocab_size": TEXT + 12,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.5,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+MODELS = {
+    "hunyuan": (HunYuanDenseV1ForCausalLM, HunYuanDenseV1Config, {"head_dim": 4}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 4}),
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+}
+TOKENS = sid_tokens((10, 14, 19), (4, 5, 3))  # the vocabulary's last 12 tokens
+NORMALIZERS = ["full", "level", "trie"]
+CPU = torch.device("cpu")
+
+
+def tiny(kind="hunyuan", **changes):
+    network, config, extra = MODELS[kind]
+    torch.manual_seed(0)
+    return network(config(**SHAPE, **extra, **changes)).eval()
+
+
+TINY = {kind: tiny(kind) for kind in MODELS}
+
+
+def catalog(seed, ads):
+    """The trie of some of the 60 S-IDs of 4 x 5 x 3 codes."""
+    every = torch.tensor(list(itertools.product(*(range(len(tokens)) for tokens in TOKENS))))
+    chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:ads]
+    return tries.build(every[chosen.sort().values])
+
+
+def prompts(seed, lengths, side="right"):
+    generator, width = torch.Generator().manual_seed(seed), max(lengths)
+    ids, mask = torch.zeros(len(lengths), width, dtype=torch.int64), torch.zeros(len(lengths), width, dtype=torch.int64)
+    for row, length in enumerate(lengths):
+        at = slice(0, length) if side == "right" else slice(width - length, width)
+        ids[row, at], mask[row, at] = torch.randint(0, TEXT, (length,), generator=generator), 1
+    return ids, mask
+
+
+def some_filter(trie, users, seen, seed):
+    generator, ads = torch.Generator().manual_seed(seed), len(trie.codes[-1])
+    allowed = torch.rand(2, ads, generator=generator) < 0.7
+    groups = torch.randint(0, 2, (users,), generator=generator)
+    return filters.make(
+        trie, filters.counts(trie, allowed), groups, torch.randint(-1, ads, (users, seen), generator=generator)
+    )
+
+
+def static(model, trie, *, width=5, normalizer="full", device=CPU):
+    return StaticSearch(model, trie=trie, sid_tokens=TOKENS, beam_width=width, normalizer=normalizer, device=device)
+
+
+def assert_as_beam_search(model, ids, mask, trie, *, width=5, normalizer="full", filter=None):
+    found = static(model, trie, width=width, normalizer=normalizer)(ids, mask, filter)
+    expected = beam_search(
+        model, ids, mask, trie=trie, sid_tokens=TOKENS, beam_width=width, normalizer=normalizer, filter=filter
+    )
+    assert found.rows.tolist() == expected.rows.tolist()
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-6, atol=5e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(MODELS)),
+    normalizer=st.sampled_from(NORMALIZERS),
+    side=st.sampled_from(["left", "right"]),
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=10),
+    ads=st.integers(1, 60),
+    width=st.integers(1, 24) | st.tuples(*[st.integers(1, 9)] * 3),
+    seen=st.none() | st.integers(0, 4),
+    seed=st.integers(0, 10_000),
+)
+def test_results_are_those_of_beam_search(kind, normalizer, side, lengths, ads, width, seen, seed):
+    trie = catalog(seed, ads)
+    filter = None if seen is None else some_filter(trie, len(lengths), seen, seed)
+    ids, mask = prompts(seed, lengths, side)
+    assert_as_beam_search(TINY[kind], ids, mask, trie, width=width, normalizer=normalizer, filter=filter)
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_equal_scores_stand_in_the_order_of_their_sids(normalizer):
+    model = tiny()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    for width in (1, 3, 8, 50):
+        assert_as_beam_search(model, *prompts(0, [4, 6]), catalog(5, 40), width=width, normalizer=normalizer)
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_a_code_of_probability_zero_is_never_generated(normalizer):
+    model = tiny()
+    bias = torch.zeros(TEXT + 12)
+    bias[TOKENS[1].start + 1] = -torch.inf
+    model.lm_head.bias = torch.nn.Parameter(bias)
+    trie = tries.build(torch.tensor([(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0), (1, 2, 0)]))
+    assert_as_beam_search(model, *prompts(0, [4, 6]), trie, normalizer=normalizer)
+    assert static(model, trie, normalizer=normalizer)(*prompts(0, [4])).rows[0, 3:].tolist() == [-1, -1]
+
+
+def test_eager_attention_and_a_head_of_another_kind_are_used_as_they_are():
+    class Doubled(torch.nn.Linear):
+        def forward(self, hidden):
+            return 2 * super().forward(hidden)
+
+    model = tiny("qwen2")
+    model.set_attn_implementation("eager")
+    head = Doubled(16, TEXT + 12, bias=False)
+    head.weight = model.lm_head.weight
+    model.lm_head = head
+    for normalizer in NORMALIZERS:
+        assert_as_beam_search(model, *prompts(2, [7, 3]), catalog(1, 30), normalizer=normalizer)
+    assert model.config._attn_implementation == "eager"
+
+
+def test_the_model_keeps_its_attention():
+    static(TINY["llama"], catalog(1, 30))(*prompts(2, [7, 3]))
+    assert TINY["llama"].config._attn_implementation == "sdpa"
+
+
+def test_attention_of_grouped_heads_is_transformers_own():
+    model, generator = TINY["qwen3"], torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, 5, 4, generator=generator)
+    key, value = (torch.randn(2, 2, 9, 4, generator=generator) for _ in range(2))
+    mask = torch.zeros(2, 1, 5, 9).masked_fill(torch.rand(2, 1, 5, 9, generator=generator) < 0.3, -1e30)
+    layer = model.model.layers[0].self_attn
+    expected, _ = static_search.sdpa_attention_forward(layer, query, key, value, mask, scaling=0.3)
+    found, _ = static_search._beam_attention(layer, query, key, value, mask.repeat(1, 1, 2, 1), scaling=0.3)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_search_takes_no_step_on_the_host(kind, normalizer):
+    """On the device `meta` there are shapes and no numbers: whatever asks for a number, or leaves it, fails."""
+    meta, trie = torch.device("meta"), catalog(1, 40)
+    search = static(tiny(kind).to(meta), trie, normalizer=normalizer)
+    search.device = meta
+    search.branches = tuple(
+        each._replace(codes=each.codes.to(meta), first_child=each.first_child.to(meta)) for each in search.branches
+    )
+    filter = filters.Filter(
+        *(
+            part.to(meta) if isinstance(part, torch.Tensor) else tuple(each.to(meta) for each in part)
+            for part in some_filter(trie, 3, 2, 0)
+        )
+    )
+    ids = torch.zeros(3, LENGTH_STEP, dtype=torch.int64, device=meta)
+    with torch.no_grad(), static_search._attention(search.config):
+        found = search._search(static_search._Inputs(ids, ids[:, 0], filter))
+    assert found.rows.shape == found.scores.shape == (3, 5)
+    assert found.rows.device == found.scores.device == meta
+
+
+def test_one_recording_serves_a_shape():
+    search, trie = static(TINY["llama"], catalog(1, 30)), catalog(1, 30)
+    first, second = some_filter(trie, 9, 2, 0), some_filter(trie, 10, 3, 1)
+    second = second._replace(counts=first.counts)
+    for lengths in ([3] * 9, [7, 60, *[5] * 8]):
+        search(*prompts(len(lengths), lengths))
+    assert len(search._recordings) == 1
+    for lengths, filter in (([3] * 9, first), ([4] * 10, filters.make(trie, first.counts, second.groups, second.seen))):
+        search(*prompts(0, lengths), filter)
+    assert len(search._recordings) == 2
+    search(*prompts(0, [LENGTH_STEP + 1]))
+    assert len(search._recordings) == 3
+
+
+def test_inputs_of_a_later_call_replace_those_of_the_first():
+    trie = catalog(1, 30)
+    search = static(TINY["hunyuan"], trie)
+    a, b = some_filter(trie, 9, 3, 0), some_filter(trie, 10, 3, 1)
+    b = filters.make(trie, a.counts, b.groups, b.seen)
+    for seed, lengths, filter in ((0, [3] * 9, a), (1, [5, 9] * 5, b), (2, [1] * 9, a)):
+        ids, mask = prompts(seed, lengths)
+        expected = static(TINY["hunyuan"], trie)(ids, mask, filter)
+        found = search(ids, mask, filter)
+        assert found.rows.tolist() == expected.rows.tolist()
+        torch.testing.assert_close(found.scores, expected.scores)
+    assert len(search._recordings) == 1
+
+
+def test_batch_sizes_are_few_and_never_much_larger():
+    sizes = {batch_size(users) for users in range(1, 1025)}
+    assert len(sizes) == 8 + 4 * 7
+    assert all(users <= batch_size(users) < 1.25 * users + 1 for users in range(1, 1025))
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_nan_is_refused_at_the_end(normalizer):
+    model = tiny()
+    bias = torch.zeros(TEXT + 12)
+    bias[TOKENS[1].start] = torch.nan
+    model.lm_head.bias = torch.nn.Parameter(bias)
+    trie = tries.build(torch.tensor([(0, 0, 0), (0, 1, 0), (1, 0, 0)]))
+    with pytest.raises(ValueError, match="model gives NaN for 2 of 2 users"):
+        static(model, trie, normalizer=normalizer)(*prompts(0, [4, 6]))
+
+
+def test_what_beam_search_refuses_is_refused():
+    with pytest.raises(ValueError, match=r"leaves 1 prompts .* every prompt needs a token"):
+        static(TINY["llama"], catalog(0, 10))(
+            torch.zeros(2, 3, dtype=torch.int64), torch.tensor([[1, 0, 0], [0, 0, 0]])
+        )
+    with pytest.raises(ValueError, match="beam_width is 0"):
+        static(TINY["llama"], catalog(0, 10), width=0)
+    with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
+        static(tiny().train(), catalog(0, 10))
+    with pytest.raises(ValueError, match="sid_tokens has 3 levels, but trie has 2"):
+        static(TINY["llama"], tries.build(torch.tensor([[0, 1]])))
+
+
+def test_rotary_frequencies_that_depend_on_the_prompt_are_refused():
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    with pytest.raises(ValueError, match="of the kind dynamic, which depend on the length of the prompt"):
+        static(tiny("llama", rope_parameters=rope), catalog(0, 10))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_captured_graph_gives_what_the_same_code_gives_on_the_cpu(kind, normalizer, fused, monkeypatch):
+    monkeypatch.setattr(kernels, "_FUSED", fused and kernels._FUSED)
+    cuda, trie = torch.device("cuda"), catalog(1, 40)
+    search = static(tiny(kind).to(cuda), trie, normalizer=normalizer, device=cuda)
+    expected = static(TINY[kind], trie, normalizer=normalizer)
+    shared = some_filter(trie, 3, 2, 0).counts
+    on_device = tuple(each.to(cuda) for each in shared)
+    for seed, lengths in ((0, [3, 9, 5]), (1, [7, 1, 8]), (2, [60, 2, 64]), (3, [70])):
+        ids, mask = prompts(seed, lengths)
+        some = some_filter(trie, len(lengths), 2, seed)
+        for filter in (None, filters.make(trie, shared, some.groups, some.seen)):
+            moved = None
+            if filter is not None:
+                spent = tuple(each.to(cuda) for each in filter.spent)
+                moved = filters.Filter(on_device, filter.groups.to(cuda), filter.seen.to(cuda), spent)
+            wanted, found = expected(ids, mask, filter), search(ids.to(cuda), mask.to(cuda), moved)
+            assert found.rows.tolist() == wanted.rows.tolist()
+            torch.testing.assert_close(found.scores.cpu(), wanted.scores, rtol=1e-4, atol=1e-4)
+    assert len(search._recordings) == 4
