@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +59,7 @@ class Study(NamedTuple):
         columns: Scores of LEADRE's test lists, as ``scores.json`` names them.
         rows: The first is what the others are compared with.
         cutoff: The difference that gets an interval is that of HR@cutoff.
+        measures: Further columns: what each is of a result of stage ``scores`` and of what that was made from.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Study(NamedTuple):
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     cutoff: int
+    measures: Mapping[str, Callable[[Result], float | None]] = {}
 
 
 class Found(NamedTuple):
@@ -173,7 +175,7 @@ def run_study(study: Study, arguments: Sequence[str]) -> None:
     if not found.scores:
         sys.exit("No row could be run:\n" + "\n".join(found.not_run.values()))
     folder = Path("outputs") / study.name / datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 140 + 18 * len(study.measures))
     grid = study_grid(study, found)
     console.print(rich_table(grid, title=study.title))
     for note in notes(study, found):
@@ -195,11 +197,11 @@ def study_grid(study: Study, found: Found) -> Grid:
     body = []
     for row in study.rows:
         results = found.scores.get(row.name, [])
-        cells = [_cell(_values(results, column), row.paper.get(column)) for column in study.columns]
+        cells = [_cell(_values(study, results, name), row.paper.get(name)) for name in _columns(study)]
         ours = hits.get(row.name)
         rivals = [None if name is None or name == row.name else hits.get(name) for name in (first, best)]
         body.append((row.name, *cells, *(_against(ours, rival) for rival in rivals)))
-    head = ("", *study.columns, f"{column} less that of {first}", f"{column} less that of the best control")
+    head = ("", *_columns(study), f"{column} less that of {first}", f"{column} less that of the best control")
     return Grid(head=head, rows=tuple(body))
 
 
@@ -227,11 +229,11 @@ def write_study(folder: Path, study: Study, found: Found, *, command: str) -> No
     (folder / "table.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
     with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["row", "seed", *study.columns, "scores"])
+        writer.writerow(["row", "seed", *_columns(study), "scores"])
         for name, results in found.scores.items():
             for seed, result in zip(found.seeds, results, strict=True):
-                systems = pipeline.read_scores(result)["systems"][OURS]
-                writer.writerow([name, seed, *map(systems.get, study.columns), result.key])
+                values = (_value(study, result, column) for column in _columns(study))
+                writer.writerow([name, seed, *values, result.key])
     _draw(folder / "figure.png", study, found)
 
 
@@ -242,7 +244,7 @@ def as_json(study: Study, found: Found) -> dict[str, Any]:
     rows = {
         row.name: {
             "control": row.control,
-            "scores": {column: _values(found.scores[row.name], column) for column in study.columns},
+            "scores": {column: _values(study, found.scores[row.name], column) for column in _columns(study)},
             "difference": None if base is None else difference(hits[row.name], base),
             "keys": [result.key for result in found.scores[row.name]],
         }
@@ -276,16 +278,28 @@ def _all_hits(study: Study, found: Found) -> dict[str, Hits]:
     return {name: hits_of(results, OURS, study.cutoff) for name, results in found.scores.items()}
 
 
-def _values(results: Sequence[Result], column: str) -> list[float]:
-    systems = [pipeline.read_scores(result)["systems"][OURS] for result in results]
-    return [float(row[column]) for row in systems if row.get(column) is not None]
+def _columns(study: Study) -> tuple[str, ...]:
+    return (*study.columns, *study.measures)
+
+
+def _values(study: Study, results: Sequence[Result], column: str) -> list[float]:
+    values = (_value(study, result, column) for result in results)
+    return [float(value) for value in values if value is not None]
+
+
+def _value(study: Study, result: Result, column: str) -> float | None:
+    if column in study.measures:
+        return study.measures[column](result)
+    found: float | None = pipeline.read_scores(result)["systems"][OURS].get(column)
+    return found
 
 
 def _cell(values: Sequence[float], paper: float | None) -> str:
     beside = f" [{decimals(paper)}]" if paper is not None else ""
     if not values:
         return NOTHING + beside
-    return f"{np.mean(values):.4f} ±{(max(values) - min(values)) / 2:.4f}{beside}"
+    digits = 4 if max(values) < 10 else 1
+    return f"{np.mean(values):.{digits}f} ±{(max(values) - min(values)) / 2:.{digits}f}{beside}"
 
 
 def _against(ours: Hits | None, theirs: Hits | None) -> str:
@@ -304,7 +318,7 @@ def _draw(path: Path, study: Study, found: Found) -> None:
     figure = Figure(figsize=(8, 1.2 + 0.5 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):
-        values = _values(found.scores[row.name], column)
+        values = _values(study, found.scores[row.name], column)
         color = "tab:gray" if row.control else "tab:blue"
         axes.scatter(values, [place] * len(values), s=24, color=color, alpha=0.6)
         axes.scatter([np.mean(values)], [place], s=120, marker="|", color=color)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -29,6 +30,18 @@ log = logging.getLogger(__name__)
 Ints = NDArray[np.int64]
 
 
+class Prompts(NamedTuple):
+    """N prompts without responses, T tokens in all.
+
+    Attributes:
+        ids: ``(T,)`` int32 token ids, one row after the other.
+        offsets: ``(N+1,)`` int64; row n is ``ids[offsets[n]:offsets[n+1]]``.
+    """
+
+    ids: NDArray[np.int32]
+    offsets: Ints
+
+
 class Encoded(NamedTuple):
     """N prompts with their responses, T tokens in all.
 
@@ -36,7 +49,7 @@ class Encoded(NamedTuple):
         ids: ``(T,)`` token ids, one row after the other.
         kinds: ``(T,)`` 0 prompt, 1 S-ID of an ad in the history, 2 response.
         offsets: ``(N+1,)`` row n is ``ids[offsets[n]:offsets[n+1]]``.
-        targets: ``(N,)`` catalog row of the ad that the response names.
+        targets: ``(N,)`` catalog row of the ad that the response names first.
         dropped: Behaviors that did not fit.
         cut: Tokens of descriptions that did not fit.
     """
@@ -58,13 +71,23 @@ class _Segments(NamedTuple):
         behaviors: ``(S,)`` the behavior, numbered over all prompts; -1 outside the behaviors.
         fragments: ``(S,)`` its tokens.
         kinds: ``(S,)`` the kind of its tokens.
+        lengths: ``(S,)`` how many of its tokens stay.
     """
 
     rows: Ints
     parts: Ints
     behaviors: Ints
     fragments: Ints
-    kinds: NDArray[np.uint8]
+    kinds: Ints
+    lengths: Ints
+
+
+class _Fitted(NamedTuple):
+    """The segments of the prompts that fit into a budget, and what did not."""
+
+    segments: _Segments
+    dropped: int
+    cut: int
 
 
 def encode(base: Path, catalog: Path, pairs: Path, *, out: Path) -> None:
@@ -84,13 +107,13 @@ def encode(base: Path, catalog: Path, pairs: Path, *, out: Path) -> None:
     fragments = Fragments(vocabulary, tables.read(tables.SIDS, catalog / "sids.parquet"))
     counts = {}
     for path in sorted(pairs.glob("*.parquet")):
+        budget = {
+            "max_tokens": about["max_tokens"],
+            "num_ads": _most_ads(path),
+            "cut": path.stem.startswith("explicit"),
+        }
         batches = pq.ParquetFile(path).iter_batches(ROWS)
-        encoded = _join(
-            [
-                encode_pairs(batch, fragments, max_tokens=about["max_tokens"], cut=path.stem.startswith("explicit"))
-                for batch in batches
-            ]
-        )
+        encoded = _join([encode_pairs(batch, fragments, **budget) for batch in batches])
         arrays = {name: getattr(encoded, name) for name in ("ids", "kinds", "offsets", "targets")}
         save_file(arrays, out / f"{path.stem}.safetensors")
         counts[path.stem] = _counts(encoded)
@@ -98,66 +121,124 @@ def encode(base: Path, catalog: Path, pairs: Path, *, out: Path) -> None:
     (out / "encode.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
 
 
-def encode_pairs(pairs: Any, fragments: Fragments, *, max_tokens: int, cut: bool) -> Encoded:  # noqa: ANN401
+def _most_ads(pairs: Path) -> int:
+    """How many ads a response of a file names at most; at least 1."""
+    following = pl.scan_parquet(pairs).select(pl.col("following").list.len().max()).collect().item()
+    return 1 + int(following or 0)
+
+
+def encode_pairs(pairs: Any, fragments: Fragments, *, max_tokens: int, num_ads: int, cut: bool) -> Encoded:  # noqa: ANN401
     """Encode prompts and responses within a budget of tokens.
 
     Where a prompt is too long, its oldest behaviors go, and ``lead`` with the last of them. Head, tail and response
-    stay whole.
+    stay whole. Room is kept for ``num_ads`` ads in every row, so that the length of a prompt does not tell how many
+    ads answer it.
 
     Args:
-        pairs: A pyarrow batch or table with the columns of the table PAIRS, N rows.
+        pairs: A pyarrow record batch with the columns of the table PAIRS, N rows.
         fragments: The cache of token ids; it grows by the texts that are new.
         max_tokens: Tokens of prompt and response together.
+        num_ads: Ads that a response may name.
         cut: Whether the last segment of ``head`` may lose its end: the description of the explicit task.
+
+    Raises:
+        ValueError: If a prompt does not fit without its behaviors, or a response names more than ``num_ads`` ads.
+    """
+    prompts = _fit(pairs, fragments, max_tokens=max_tokens, num_ads=num_ads, cut=cut)
+    responses = _responses(pairs, fragments, num_ads)
+    segments = _ordered(_Segments(*map(np.concatenate, zip(prompts.segments, responses, strict=True))))
+    return Encoded(
+        ids=fragments.gather(segments.fragments, segments.lengths),
+        kinds=np.repeat(segments.kinds.astype(np.uint8), segments.lengths),
+        offsets=_offsets(segments, pairs.num_rows),
+        targets=fragments.ads(pairs.column("ad_id")).astype(np.int32),
+        dropped=prompts.dropped,
+        cut=prompts.cut,
+    )
+
+
+def encode_prompts(batch: Any, fragments: Fragments, *, max_tokens: int) -> Prompts:  # noqa: ANN401
+    """Encode prompts alone: token for token what `encode_pairs` makes of them before a response of one ad.
+
+    Args:
+        batch: A pyarrow record batch with the columns of the table PROMPTS, N rows; others are not read.
+        fragments: The cache of token ids; it grows by the texts that are new.
+        max_tokens: Tokens of a prompt and of one ad together.
 
     Raises:
         ValueError: If a prompt does not fit without its behaviors.
     """
-    num_rows = pairs.num_rows
-    segments = _flatten(pairs, fragments)
-    lengths, num_cut = _fit_heads(segments, fragments.lengths[segments.fragments], num_rows, max_tokens, cut=cut)
-    kept, num_dropped = _fit_behaviors(segments, lengths, num_rows, max_tokens)
-    # Rows in order, the parts of a row in order, and the segments of a part as they came.
-    order = np.argsort(np.where(kept, segments.rows * _NUM_PARTS + segments.parts, -1), kind="stable")
-    order = order[np.count_nonzero(~kept) :]
-    lengths = lengths[order]
-    tokens = np.bincount(segments.rows[order], lengths, num_rows).astype(np.int64)  # (N,)
-    return Encoded(
-        ids=fragments.gather(segments.fragments[order], lengths),
-        kinds=np.repeat(segments.kinds[order], lengths),
-        offsets=np.concatenate([[0], np.cumsum(tokens)]),
-        targets=fragments.ads(pairs.column("ad_id")).astype(np.int32),
-        dropped=num_dropped,
-        cut=num_cut,
-    )
+    segments = _ordered(_fit(batch, fragments, max_tokens=max_tokens, num_ads=1, cut=False).segments)
+    return Prompts(fragments.gather(segments.fragments, segments.lengths), _offsets(segments, batch.num_rows))
 
 
-def _flatten(pairs: Any, fragments: Fragments) -> _Segments:  # noqa: ANN401
-    """Write the nested columns as flat arrays, the opening and the response included."""
+def _fit(batch: Any, fragments: Fragments, *, max_tokens: int, num_ads: int, cut: bool) -> _Fitted:  # noqa: ANN401
+    """The segments of the prompts that stay, in any order."""
+    segments = _flatten(batch, fragments)
+    reserved = num_ads * fragments.num_levels
+    lengths, num_cut = _fit_heads(segments, batch.num_rows, max_tokens, reserved, cut=cut)
+    segments = segments._replace(lengths=lengths)
+    kept, num_dropped = _fit_behaviors(segments, batch.num_rows, max_tokens - reserved)
+    return _Fitted(_Segments(*(field[kept] for field in segments)), num_dropped, num_cut)
+
+
+def _ordered(segments: _Segments) -> _Segments:
+    """Rows in order, the parts of a row in order, and the segments of a part as they came."""
+    order = np.argsort(segments.rows * _NUM_PARTS + segments.parts, kind="stable")
+    return _Segments(*(field[order] for field in segments))
+
+
+def _offsets(segments: _Segments, num_rows: int) -> Ints:
+    tokens = np.bincount(segments.rows, segments.lengths, num_rows).astype(np.int64)  # (N,)
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(tokens)])
+
+
+def _flatten(batch: Any, fragments: Fragments) -> _Segments:  # noqa: ANN401
+    """Write the nested columns of prompts as flat arrays, the opening included."""
     rows, parts, behaviors, structs = [], [], [], []
-    every = np.arange(pairs.num_rows)
+    every = np.arange(batch.num_rows)
     for part, name in ((_HEAD, "head"), (_LEAD, "lead"), (_TAIL, "tail")):
-        inside = np.repeat(every, _lengths(pairs.column(name)))
+        inside = np.repeat(every, _lengths(batch.column(name)))
         rows.append(inside)
         parts.append(np.full(len(inside), part))
         behaviors.append(np.full(len(inside), -1))
-        structs.append(pc.list_flatten(pairs.column(name)))
-    lists = pc.list_flatten(pairs.column("behaviors"))  # one behavior after the other
+        structs.append(pc.list_flatten(batch.column(name)))
+    lists = pc.list_flatten(batch.column("behaviors"))  # one behavior after the other
     inside = np.repeat(np.arange(len(lists)), _lengths(lists))
-    rows.append(np.repeat(every, _lengths(pairs.column("behaviors")))[inside])
+    rows.append(np.repeat(every, _lengths(batch.column("behaviors")))[inside])
     parts.append(np.full(len(inside), _BEHAVIORS))
     behaviors.append(inside)
     structs.append(pc.list_flatten(lists))
     found, kinds = _fragments(pa.concat_arrays(structs), np.concatenate(rows), fragments)
     opening = np.repeat(every, len(fragments.opening))
+    found = np.concatenate([found, np.tile(fragments.opening, len(every)).astype(np.int64)])
     return _Segments(
-        rows=np.concatenate([*rows, opening, every]),
-        parts=np.concatenate([*parts, np.full(len(opening), _OPENING), np.full(len(every), _RESPONSE)]),
-        behaviors=np.concatenate([*behaviors, np.full(len(opening) + len(every), -1)]),
-        fragments=np.concatenate(
-            [found, np.tile(fragments.opening, len(every)).astype(np.int64), fragments.ads(pairs.column("ad_id"))]
-        ),
-        kinds=np.concatenate([kinds, np.full(len(opening), PROMPT), np.full(len(every), RESPONSE)]).astype(np.uint8),
+        rows=np.concatenate([*rows, opening]),
+        parts=np.concatenate([*parts, np.full(len(opening), _OPENING)]),
+        behaviors=np.concatenate([*behaviors, np.full(len(opening), -1)]),
+        fragments=found,
+        kinds=np.concatenate([kinds, np.full(len(opening), PROMPT)]),
+        lengths=fragments.lengths[found],
+    )
+
+
+def _responses(pairs: Any, fragments: Fragments, num_ads: int) -> _Segments:  # noqa: ANN401
+    """One segment an ad: each row's first ad, then those that follow it in order."""
+    every, more = np.arange(pairs.num_rows), _lengths(pairs.column("following"))
+    if more.max(initial=0) >= num_ads:
+        raise ValueError(
+            f"num_ads is {num_ads}, but the response of row {more.argmax()} names {more.max() + 1} ads: "
+            f"keep room for {more.max() + 1}"
+        )
+    ads = [pairs.column("ad_id"), pc.list_flatten(pairs.column("following"))]
+    found = np.concatenate([fragments.ads(column) for column in ads])
+    return _Segments(
+        rows=np.concatenate([every, np.repeat(every, more)]),
+        parts=np.full(len(found), _RESPONSE),
+        behaviors=np.full(len(found), -1),
+        fragments=found,
+        kinds=np.full(len(found), RESPONSE),
+        lengths=fragments.lengths[found],
     )
 
 
@@ -178,28 +259,35 @@ def _fragments(structs: Any, rows: Ints, fragments: Fragments) -> tuple[Ints, In
     return found, np.where(is_ad, HISTORY_AD, PROMPT)
 
 
-def _fit_heads(segments: _Segments, lengths: Ints, num_rows: int, max_tokens: int, *, cut: bool) -> tuple[Ints, int]:
+def _fit_heads(segments: _Segments, num_rows: int, max_tokens: int, reserved: int, *, cut: bool) -> tuple[Ints, int]:
     """Check that all but lead and behaviors fit; where `cut`, shorten the last segment of the head until they do."""
     always = (segments.parts != _LEAD) & (segments.parts != _BEHAVIORS)
-    needed = np.bincount(segments.rows[always], lengths[always], num_rows).astype(np.int64)  # (N,)
+    needed = reserved + np.bincount(segments.rows[always], segments.lengths[always], num_rows).astype(np.int64)  # (N,)
+    if not cut:
+        _check_fits(needed, max_tokens)
+        return segments.lengths, 0
     last = np.zeros(num_rows, dtype=np.int64)
     in_head = segments.parts == _HEAD
     last[segments.rows[in_head]] = np.flatnonzero(in_head)  # of equal rows the last one stays
+    _check_fits(needed - segments.lengths[last], max_tokens)
     excess = np.maximum(needed - max_tokens, 0)
-    least = needed - lengths[last] if cut else needed
-    if (least > max_tokens).any():
-        raise ValueError(
-            f"prompts.max_tokens is {max_tokens}, but the prompt of row {least.argmax()} needs {least.max()} tokens "
-            f"without its behaviors: set prompts.max_tokens to at least {least.max()}"
-        )
-    lengths = lengths.copy()
+    lengths = segments.lengths.copy()
     lengths[last] -= excess
     return lengths, int(excess.sum())
 
 
-def _fit_behaviors(segments: _Segments, lengths: Ints, num_rows: int, max_tokens: int) -> tuple[NDArray[np.bool_], int]:
+def _check_fits(needed: Ints, max_tokens: int) -> None:
+    if (needed > max_tokens).any():
+        raise ValueError(
+            f"prompts.max_tokens is {max_tokens}, but the prompt of row {needed.argmax()} needs {needed.max()} tokens "
+            f"without its behaviors: set prompts.max_tokens to at least {needed.max()}"
+        )
+
+
+def _fit_behaviors(segments: _Segments, num_rows: int, max_tokens: int) -> tuple[NDArray[np.bool_], int]:
     """Which segments stay ``(S,)``: the newest behaviors that fit; and the number of behaviors that go."""
     inside = segments.parts == _BEHAVIORS
+    lengths = segments.lengths
     others = np.bincount(segments.rows[~inside], lengths[~inside], num_rows).astype(np.int64)  # (N,)
     numbers = segments.behaviors[inside]
     num_behaviors = int(numbers.max(initial=-1)) + 1

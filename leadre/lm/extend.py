@@ -113,6 +113,8 @@ def _load_pretrained(config: PretrainedLM) -> tuple[PreTrainedTokenizerFast, Pre
 def _texts(pairs: Path) -> Iterator[str]:
     """The text segments of all training prompts, the corpus of the tokenizer."""
     for path in sorted(pairs.glob("*.train.parquet")):
+        if path.name.startswith("next_n"):
+            continue  # its prompts are those of the main task
         for column in ("head", "lead", "behaviors", "tail"):
             frame = pl.scan_parquet(path).select(pl.col(column).explode().alias("piece"))
             if column == "behaviors":

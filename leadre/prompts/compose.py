@@ -1,4 +1,4 @@
-"""The stage that composes prompt-response pairs for the three tasks (LEADRE 4.2, 4.3.1)."""
+"""The stage that composes prompt-response pairs for all tasks (LEADRE 4.2, 4.3.1)."""
 
 import json
 import logging
@@ -14,10 +14,13 @@ from leadre import tables
 from leadre.data.split import histories
 from leadre.prompts import components, tasks
 from leadre.prompts.config import PromptsConfig
+from leadre.prompts.following import following, shuffled
 from leadre.prompts.items import items
 from leadre.prompts.wording import Wording, wording_of
 
-VERSION = 1
+VERSION = 2
+NEXT_N, CONTROL = "next_n", "next_n_control"
+"""The tasks of several ads; in targets, the columns of the ads that follow."""
 DAY_S = 86_400
 ROWS = 10_000
 """Prompts in memory at a time, at most; also the row groups of the files."""
@@ -43,11 +46,15 @@ def compose(config: PromptsConfig, world: Path, catalog: Path, *, out: Path) -> 
     behavior before it neither; both are counted in ``prompts.json``. Only behaviors strictly before the target,
     and within the window, enter a prompt or its summary.
 
+    Where ``next_n`` is above 1, ``next_n.train.parquet`` holds the prompts of ``main.train`` with the target and the
+    user's next distinct train targets as the response; with ``next_n_control``, ``next_n_control.train.parquet``
+    holds them with what follows other users' targets.
+
     Raises:
         ValueError: If ``arrangement`` does not name each component once, if the catalog or the behaviors hold
             items that the world does not know, if the split tests nobody, or if the world's language has no wording.
     """
-    _check_arrangement(config.arrangement)
+    check_arrangement(config.arrangement)
     language = json.loads((world / "world.json").read_text(encoding="utf-8"))["language"]
     wording = wording_of(language)
     ads = tables.read(tables.ADS, world / "ads.parquet")
@@ -67,18 +74,25 @@ def compose(config: PromptsConfig, world: Path, catalog: Path, *, out: Path) -> 
     for role in ("train", "valid", "test"):
         targets = split.filter(pl.col("role") == role)
         counts[role] = _compose(targets, sources, wording, config, role=role, out=out)
+    write_about(out, config, language, pairs=counts)
+
+
+def write_about(out: Path, config: PromptsConfig, language: str, **more: object) -> None:
+    """Write ``prompts.json``: what a reader of prompts must know of how they were made."""
     about = {
         "max_tokens": config.max_tokens,
         "soft_tokens": config.soft_tokens,
         "language": language,
         "arrangement": list(config.arrangement),
         "summary": config.summary,
-        "pairs": counts,
+        "next_n": config.next_n,
+        **more,
     }
     (out / "prompts.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def _check_arrangement(arrangement: tuple[str, ...]) -> None:
+def check_arrangement(arrangement: tuple[str, ...]) -> None:
+    """Refuse an order of components that leaves one out, or names one twice."""
     if sorted(arrangement) != ["behaviors", "profile", "summary"]:
         raise ValueError(
             f"prompts.arrangement is {list(arrangement)}, but must name profile, summary and behaviors once each: "
@@ -92,7 +106,12 @@ def _check_behaviors(world: _World) -> None:
             "behaviors.parquet has no row: a world of ads alone can be indexed (index.py), not trained on; "
             "add the table behaviors to data.root"
         )
-    unknown = world.behaviors.join(world.items, on=["domain", "item_id"], how="anti")
+    check_items(world.behaviors, world.items)
+
+
+def check_items(behaviors: pl.DataFrame, known: pl.DataFrame) -> None:
+    """Refuse behaviors with items that are in no table."""
+    unknown = behaviors.join(known, on=["domain", "item_id"], how="anti")
     if unknown.height:
         raise ValueError(
             f"behaviors.parquet names {unknown['item_id'].n_unique()} items, such as {unknown['item_id'][0]!r}, that "
@@ -122,30 +141,60 @@ def _described(sids: pl.DataFrame, ads: pl.DataFrame) -> pl.DataFrame:
 def _compose(
     targets: pl.DataFrame, world: _World, wording: Wording, config: PromptsConfig, *, role: str, out: Path
 ) -> dict[str, int]:
-    """Write the implicit and the main pairs of one split, some users at a time; count them."""
+    """Write the pairs of one split, some users at a time; count them."""
     listed = targets.join(
         world.items.filter("listed"), left_on="ad_id", right_on="item_id", how="semi", maintain_order="left"
     )
-    chosen = _reused(listed, config.reuse_every) if role == "train" else listed
-    written = 0
+    chosen = _train_targets(listed, config) if role == "train" else listed
+    counts = {
+        "pairs": 0,
+        "ad_not_in_catalog": targets.height - listed.height,
+        "without_history": chosen.height,
+    }
+    several = [task for task in (NEXT_N, CONTROL) if task in chosen.columns]
+    counts |= {f"{task}_following": 0 for task in several}
     with ExitStack() as files:
-        main = files.enter_context(_writer(out / f"main.{role}.parquet"))
-        implicit = files.enter_context(_writer(out / f"implicit.{role}.parquet"))
+        writers = {
+            task: files.enter_context(writer(tables.PAIRS, out / f"{task}.{role}.parquet"))
+            for task in ("main", "implicit", *several)
+        }
         for chunk, behaviors in _chunks(chosen, world.behaviors):
-            history = _history(chunk, behaviors, world.items, window_days=config.window_days)
+            history = history_of(chunk, behaviors, world.items, window_days=config.window_days)
             if role == "train":
                 chunk = chunk.join(history, on="target", how="semi", maintain_order="left")
-            profiles = components.profiles(world.users.join(chunk, on="user_id", how="semi"), wording)
-            main.write_table(_arrow(tasks.next_ad(chunk, history, profiles, wording, config, ads="sid")))
-            implicit.write_table(_arrow(tasks.next_ad(chunk, history, profiles, wording, config, ads="description")))
-            written += chunk.height
-    counts = {
-        "pairs": written,
-        "ad_not_in_catalog": targets.height - listed.height,
-        "without_history": chosen.height - written,
-    }
+            for task, pairs in _pairs(chunk, history, world, wording, config):
+                writers[task].write_table(arrow(pairs))
+                if task in several:
+                    counts[f"{task}_following"] += int(pairs["following"].list.len().sum())
+            counts["pairs"] += chunk.height
+            counts["without_history"] -= chunk.height
     log.info("%s: %s", role, counts)
     return counts
+
+
+def _pairs(
+    targets: pl.DataFrame, history: pl.DataFrame, world: _World, wording: Wording, config: PromptsConfig
+) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Yield each task with its pairs."""
+    profiles = components.profiles(world.users.join(targets, on="user_id", how="semi"), wording)
+    yield "implicit", tasks.next_ad(targets, history, profiles, wording, config, ads="description")
+    main = tasks.next_ad(targets, history, profiles, wording, config, ads="sid")
+    yield "main", main
+    for task in (NEXT_N, CONTROL):
+        if task in targets.columns:
+            yield task, main.with_columns(targets[task].alias("following"))
+
+
+def _train_targets(listed: pl.DataFrame, config: PromptsConfig) -> pl.DataFrame:
+    """The train targets that make pairs; where responses name several ads, with what follows each target."""
+    if config.next_n == 1:
+        return _reused(listed, config.reuse_every)
+    ordered = listed.sort("user_id", "time", maintain_order=True)
+    after = following(ordered, ads=config.next_n - 1)
+    chosen = _reused(ordered.with_columns(after.alias(NEXT_N)), config.reuse_every)
+    if config.next_n_control is None:
+        return chosen
+    return chosen.with_columns(shuffled(chosen, chosen[NEXT_N], seed=config.next_n_control).alias(CONTROL))
 
 
 def _reused(targets: pl.DataFrame, every: int | None) -> pl.DataFrame:
@@ -165,11 +214,13 @@ def _chunks(targets: pl.DataFrame, behaviors: pl.DataFrame) -> Iterator[tuple[pl
     for chunk in targets.with_columns(part=part).partition_by("part", maintain_order=True):
         start = chunk["first"][0]
         stop = chunk["first"][-1] + chunk["count"][-1]
-        numbered = chunk.select("user_id", "ad_id", "time").with_columns(target=pl.int_range(pl.len()))
+        numbered = chunk.drop("part", "first", "count").with_columns(target=pl.int_range(pl.len()))
         yield numbered, behaviors.slice(start, stop - start)
 
 
-def _history(targets: pl.DataFrame, behaviors: pl.DataFrame, items: pl.DataFrame, *, window_days: int) -> pl.DataFrame:
+def history_of(
+    targets: pl.DataFrame, behaviors: pl.DataFrame, items: pl.DataFrame, *, window_days: int
+) -> pl.DataFrame:
     """The history of each target as `leadre.prompts.components` describes it.
 
     Our choice: days are whole days that have passed, so a behavior of the last 24 hours is 0 days ago.
@@ -183,9 +234,11 @@ def _history(targets: pl.DataFrame, behaviors: pl.DataFrame, items: pl.DataFrame
     )
 
 
-def _writer(path: Path) -> Any:  # noqa: ANN401  # pyarrow has no types
-    return pq.ParquetWriter(path, _arrow(pl.DataFrame(schema=tables.PAIRS.schema)).schema, compression="zstd")
+def writer(table: tables.Table, path: Path) -> Any:  # noqa: ANN401  # pyarrow has no types
+    """A Parquet file that prompts are written to some at a time."""
+    return pq.ParquetWriter(path, arrow(pl.DataFrame(schema=table.schema)).schema, compression="zstd")
 
 
-def _arrow(pairs: pl.DataFrame) -> Any:  # noqa: ANN401  # pyarrow has no types
-    return pairs.to_arrow(compat_level=pl.CompatLevel.oldest())
+def arrow(prompts: pl.DataFrame) -> Any:  # noqa: ANN401  # pyarrow has no types
+    """Prompts as what `writer` takes."""
+    return prompts.to_arrow(compat_level=pl.CompatLevel.oldest())

@@ -1,8 +1,8 @@
 """The settings of the prompts."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from leadre.settings import settings
 
@@ -28,6 +28,9 @@ class PromptsConfig:
         content_title: ``title_spu`` shows ``<title>/<SPU>``, ``title`` the title alone.
         reuse_every: Which train targets of a user make a pair: every n-th, counted back from the last; 1 takes all
             (LEADRE 4.2.2, "ad positive interaction reuse"), null the last alone.
+        next_n: Ads in a response of the task next_n: the target and those that follow it; 1 makes no such pairs.
+        next_n_control: A seed also makes the task next_n_control, where following ads are those of other users; null
+            does not.
     """
 
     profile: bool
@@ -43,3 +46,14 @@ class PromptsConfig:
     max_content_behaviors: Annotated[int, Field(ge=1)] | None
     content_title: Literal["title", "title_spu"]
     reuse_every: Annotated[int, Field(ge=1)] | None
+    next_n: Annotated[int, Field(ge=1)]
+    next_n_control: Annotated[int, Field(ge=0)] | None
+
+    @model_validator(mode="after")
+    def _a_control_has_something_to_control(self) -> Self:
+        if self.next_n_control is not None and self.next_n == 1:
+            raise ValueError(
+                f"next_n_control is {self.next_n_control}, but next_n is 1, so there are no following ads to shuffle: "
+                "set prompts.next_n above 1, or prompts.next_n_control to null"
+            )
+        return self

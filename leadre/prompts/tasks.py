@@ -11,6 +11,7 @@ from leadre.prompts.segments import DESCRIPTION_SEPARATORS, column, escape, soft
 from leadre.prompts.wording import Wording
 
 _EMPTY = pl.lit(pl.Series([[]], dtype=pl.List(tables.SEGMENT))).first()
+_ALONE = pl.lit(pl.Series([[]], dtype=tables.PAIRS.columns["following"].dtype)).first().alias("following")
 
 
 def explicit(ads: pl.DataFrame, wording: Wording, *, soft_tokens: int) -> pl.DataFrame:
@@ -36,6 +37,7 @@ def explicit(ads: pl.DataFrame, wording: Wording, *, soft_tokens: int) -> pl.Dat
         _EMPTY.alias("lead"),
         pl.lit(pl.Series([[]], dtype=tables.PAIRS.columns["behaviors"].dtype)).first().alias("behaviors"),
         column([text(wording.explicit_question)]).alias("tail"),
+        _ALONE,
     )
 
 
@@ -49,6 +51,8 @@ def next_ad(
     ads: Literal["sid", "description"],
 ) -> pl.DataFrame:
     """Ask for the next ad of each target: the main task, or the implicit task if ads are shown by description.
+
+    The pairs stand in the order of the targets.
 
     Our choice: the summary counts the behaviors of the domains that are shown, and of the whole window, also those
     that are too old to be shown.
@@ -95,4 +99,5 @@ def _arrange(frame: pl.DataFrame, wording: Wording, config: PromptsConfig) -> pl
         pl.when(pl.col("behaviors").is_null()).then(_EMPTY).otherwise(column([text(wording.behaviors)])).alias("lead"),
         pl.col("behaviors").fill_null([]),
         pl.concat_list(*after, column([text(wording.question)])).alias("tail"),
+        _ALONE,
     )

@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from leadre.settings import settings
 from leadre.training.config import check_rates
 
-Task = Literal["explicit", "implicit", "main"]
+Task = Literal["explicit", "implicit", "main", "next_n", "next_n_control"]
+"""The tasks of the paper; ``next_n``, whose responses name several ads; and its control, where others' ads follow."""
 Count = Annotated[int, Field(ge=1)]
 
 

@@ -38,7 +38,11 @@ def tune(
 ) -> None:
     """Tune the model in folder ``model`` on the stage's tasks and save it in ``out`` (LEADRE 4.3.1).
 
-    The optimizer starts afresh in every stage. Our choice: the paper is silent.
+    The optimizer starts afresh in every stage. Our choice: the paper is silent. Whatever is tuned, lists of the main
+    task are validated: their first ad is what all tasks of users ask for.
+
+    Raises:
+        ValueError: If there are no pairs of a task.
     """
     tuning = config.tuning
     torch.manual_seed(tuning.seed)  # the start of LoRA's adapters
@@ -48,7 +52,7 @@ def tune(
     lora = tuning.lora
     adapted = adapt(lm, rank=lora.rank, alpha=lora.alpha, targets=lora.targets) if lora is not None else None
     tasks = {str(task): epochs for task, epochs in sorted(config.tasks.items())}  # the key knows no order either
-    parts = {task: read_rows(tokens / f"{task}.train.safetensors") for task in tasks}
+    parts = {task: _train_rows(tokens, task) for task in tasks}
     rows = concatenate(list(parts.values()))
     plan = mixed_plan(
         {task: part.lengths for task, part in parts.items()},
@@ -86,6 +90,14 @@ def tune(
     seen = int(sum(rows.lengths[batch].sum() for batch in plan))
     (out / "budget.json").write_text(json.dumps({"steps": len(plan), "tokens": seen, "tasks": tasks}))
     log.info("%s steps over %s tokens", len(plan), seen)
+
+
+def _train_rows(tokens: Path, task: str) -> Rows:
+    path = tokens / f"{task}.train.safetensors"
+    if not path.exists():
+        needed = "prompts.next_n_control to a seed" if task == "next_n_control" else "prompts.next_n above 1"
+        raise ValueError(f"sft.stages names the task {task}, but there are no pairs of it: set {needed}")
+    return read_rows(path)
 
 
 def _valid_batches(rows: Rows, num_users: int, *, seed: int) -> list[tuple[Tensor, Tensor, Tensor]]:

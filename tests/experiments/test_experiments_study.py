@@ -1,5 +1,6 @@
 import csv
 import json
+from functools import cache
 from pathlib import Path
 
 import polars as pl
@@ -18,6 +19,7 @@ from experiments.study import (
     study_grid,
 )
 from leadre.artifacts import Result
+from leadre.config import check
 
 STUDY = Study(
     name="colors",
@@ -31,6 +33,16 @@ STUDY = Study(
     ),
     cutoff=8,
 )
+
+
+@cache
+def _checked(*overrides: str) -> None:
+    check(overrides)
+
+
+@pytest.fixture(autouse=True)
+def _what_rows_have_in_common_is_checked_once(monkeypatch):
+    monkeypatch.setattr(study, "check", lambda overrides: _checked(*overrides))
 
 
 def _scores(folder: Path, ranks: list[int | None]) -> Result:
@@ -152,7 +164,7 @@ def test_a_study_of_which_no_row_can_run_says_why(monkeypatch):
 
     monkeypatch.setattr(study, "scored", scored)
     with pytest.raises(SystemExit, match="No row could be run:\nno weights here"):
-        run_study(STUDY, [])
+        run_study(STUDY._replace(rows=STUDY.rows[:1]), [])
 
 
 def test_seeds_are_taken_out_of_a_command_line():

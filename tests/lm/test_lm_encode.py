@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from tokenizers import AddedToken, processors
 
 from leadre import tables
 from leadre.lm import encode as stage
-from leadre.lm.encode import encode, encode_pairs
+from leadre.lm.encode import encode, encode_pairs, encode_prompts
 from leadre.lm.fragments import Fragments
 from leadre.lm.model import ABOUT
 from leadre.lm.tokenizer import plain_tokenizer, train_tokenizer
@@ -41,7 +42,7 @@ PLAIN, WITH_BOS = _vocabulary(), _vocabulary(bos=True)
 FIRST = len(PLAIN.tokenizer)
 
 
-def _pair(ad_id="C", *, head=(), lead=(), behaviors=(), tail=()):
+def _pair(ad_id="C", *, head=(), lead=(), behaviors=(), tail=(), following=()):
     return {
         "user_id": "u",
         "ad_id": ad_id,
@@ -49,16 +50,22 @@ def _pair(ad_id="C", *, head=(), lead=(), behaviors=(), tail=()):
         "lead": list(lead),
         "behaviors": [list(behavior) for behavior in behaviors],
         "tail": list(tail),
+        "following": list(following),
     }
 
 
 def _batch(*pairs):
-    table = pl.DataFrame(list(pairs), schema=tables.PAIRS.schema).to_arrow(compat_level=pl.CompatLevel.oldest())
-    return table.combine_chunks().to_batches()[0]
+    return _arrow(pl.DataFrame(list(pairs), schema=tables.PAIRS.schema))
 
 
-def _encode(*pairs, max_tokens=10_000, cut=False, vocabulary=PLAIN):
-    return encode_pairs(_batch(*pairs), Fragments(vocabulary, SIDS), max_tokens=max_tokens, cut=cut)
+def _arrow(frame):
+    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+    return pa.RecordBatch.from_struct_array(table.to_struct_array().combine_chunks())
+
+
+def _encode(*pairs, max_tokens=10_000, num_ads=1, cut=False, vocabulary=PLAIN):
+    fragments = Fragments(vocabulary, SIDS)
+    return encode_pairs(_batch(*pairs), fragments, max_tokens=max_tokens, num_ads=num_ads, cut=cut)
 
 
 def _rows(encoded):
@@ -68,7 +75,7 @@ def _rows(encoded):
     ]
 
 
-def _reference(pair, max_tokens, vocabulary=PLAIN):
+def _reference(pair, max_tokens, vocabulary=PLAIN, num_ads=1):
     """One prompt, one segment at a time, dropping one behavior at a time."""
     plain, softs = plain_tokenizer(vocabulary.tokenizer), iter(vocabulary.soft_ids)
     codes = dict(SIDS.select("ad_id", "sid").iter_rows())
@@ -86,10 +93,12 @@ def _reference(pair, max_tokens, vocabulary=PLAIN):
                     found.append((next(softs), 0))
         return found
 
-    head, tail, response = tokens(pair["head"]), tokens(pair["tail"]), tokens([ad(pair["ad_id"])], ad_kind=2)
+    head, tail = tokens(pair["head"]), tokens(pair["tail"])
+    response = tokens([ad(ad_id) for ad_id in (pair["ad_id"], *pair["following"])], ad_kind=2)
+    reserved = num_ads * len(vocabulary.sid_offsets)
     behaviors = [tokens(behavior) for behavior in pair["behaviors"]]
     lead = tokens(pair["lead"])
-    while behaviors and len(head) + len(lead) + sum(map(len, behaviors)) + len(tail) + len(response) > max_tokens:
+    while behaviors and len(head) + len(lead) + sum(map(len, behaviors)) + len(tail) + reserved > max_tokens:
         behaviors.pop(0)
     middle = [*lead, *(token for behavior in behaviors for token in behavior)] if behaviors else []
     return [*head, *middle, *tail, *response]
@@ -98,8 +107,8 @@ def _reference(pair, max_tokens, vocabulary=PLAIN):
 SEGMENTS = st.lists(st.one_of(UNTRUSTED.map(text), st.sampled_from("ABC").map(ad)), max_size=3)
 FULL_SEGMENTS = st.lists(st.one_of(UNTRUSTED.map(text), st.sampled_from("ABC").map(ad)), min_size=1, max_size=3)
 PAIRS = st.builds(
-    lambda softs, ad_id, head, lead, behaviors, tail: _pair(
-        ad_id, head=[*[soft()] * softs, *head], lead=lead, behaviors=behaviors, tail=tail
+    lambda softs, ad_id, head, lead, behaviors, tail, following: _pair(
+        ad_id, head=[*[soft()] * softs, *head], lead=lead, behaviors=behaviors, tail=tail, following=following
     ),
     st.integers(0, 2),
     st.sampled_from("ABC"),
@@ -107,17 +116,57 @@ PAIRS = st.builds(
     SEGMENTS,
     st.lists(FULL_SEGMENTS, max_size=4),
     SEGMENTS,
+    st.lists(st.sampled_from("ABC"), max_size=2),
 )
 
 
 @settings(deadline=None, max_examples=40)
-@given(pairs=st.lists(PAIRS, min_size=1, max_size=3), spare=st.integers(0, 60))
-def test_cached_fragments_equal_encoding_one_segment_at_a_time_within_any_budget(pairs, spare):
-    bare = [{**pair, "lead": [], "behaviors": []} for pair in pairs]
+@given(pairs=st.lists(PAIRS, min_size=1, max_size=3), num_ads=st.integers(3, 4), spare=st.integers(0, 60))
+def test_cached_fragments_equal_encoding_one_segment_at_a_time_within_any_budget(pairs, num_ads, spare):
+    bare = [{**pair, "lead": [], "behaviors": [], "following": ["A"] * (num_ads - 1)} for pair in pairs]
     max_tokens = max(len(_reference(pair, 10**9)) for pair in bare) + spare
-    encoded = _encode(*pairs, max_tokens=max_tokens)
-    assert _rows(encoded) == [_reference(pair, max_tokens) for pair in pairs]
+    encoded = _encode(*pairs, max_tokens=max_tokens, num_ads=num_ads)
+    assert _rows(encoded) == [_reference(pair, max_tokens, num_ads=num_ads) for pair in pairs]
     assert np.diff(encoded.offsets).max() <= max_tokens
+
+
+@settings(deadline=None, max_examples=40)
+@given(pairs=st.lists(PAIRS, max_size=3), spare=st.integers(0, 60), bos=st.booleans())
+def test_prompts_alone_are_the_prompts_of_pairs_with_one_ad(pairs, spare, bos):
+    vocabulary = WITH_BOS if bos else PLAIN
+    pairs = [{**pair, "following": []} for pair in pairs]
+    bare = [{**pair, "lead": [], "behaviors": []} for pair in pairs]
+    max_tokens = max((len(_reference(pair, 10**9)) for pair in bare), default=0) + 1 + spare
+    encoded = _encode(*pairs, max_tokens=max_tokens, vocabulary=vocabulary)
+    frame = pl.DataFrame(pairs, schema=tables.PAIRS.schema).select(list(tables.PROMPTS.columns))
+    prompts = encode_prompts(_arrow(frame), Fragments(vocabulary, SIDS), max_tokens=max_tokens)
+    assert prompts.ids.tobytes() == encoded.ids[encoded.kinds != 2].tobytes()
+    assert prompts.offsets.tolist() == (encoded.offsets - 2 * np.arange(len(pairs) + 1)).tolist()
+    assert [array.dtype for array in prompts] == [np.int32, np.int64]
+
+
+def test_a_response_of_several_ads_is_their_sids_one_after_the_other():
+    tokens = {"A": [FIRST + 2, FIRST + 13], "B": [FIRST + 2, FIRST + 14], "C": [FIRST + 5, FIRST + 12]}
+    pairs = [_pair("C", following="AB"), _pair("B"), _pair("A", following="C")]
+    encoded = _encode(*pairs, num_ads=3, max_tokens=6)
+    assert encoded.ids.tolist() == [token for ad_id in "CABBAC" for token in tokens[ad_id]]
+    assert encoded.offsets.tolist() == [0, 6, 8, 12]
+    assert encoded.targets.tolist() == [2, 1, 0]
+    assert set(encoded.kinds.tolist()) == {2}
+
+
+def test_room_for_all_ads_is_kept_also_where_fewer_follow():
+    pair = _pair(behaviors=[[text(n)] for n in "1234"], following="A")
+    for num_ads, shown in ((2, "1234"), (3, "34"), (4, "")):
+        encoded = _encode(pair, num_ads=num_ads, max_tokens=8)
+        assert PLAIN.tokenizer.decode(encoded.ids[encoded.kinds == 0]) == shown
+    with pytest.raises(ValueError, match=r"max_tokens is 8, but the prompt of row 0 needs 10 tokens"):
+        _encode(pair, num_ads=5, max_tokens=8)
+
+
+def test_a_response_of_more_ads_than_there_is_room_for_is_refused():
+    with pytest.raises(ValueError, match=r"num_ads is 1, but the response of row 1 names 3 ads: keep room for 3"):
+        _encode(_pair(), _pair(following="AB"))
 
 
 @settings(deadline=None, max_examples=40)
@@ -200,7 +249,7 @@ def test_a_tokenizer_that_cannot_keep_control_tokens_out_is_refused():
     first = len(tokenizer)
     fragments = Fragments(Vocabulary(tokenizer, (first, first + 1), ()), SIDS)
     with pytest.raises(ValueError, match="makes the control token 256 of the text 'xab'"):
-        encode_pairs(_batch(_pair(head=[text("xab")])), fragments, max_tokens=50, cut=False)
+        encode_pairs(_batch(_pair(head=[text("xab")])), fragments, max_tokens=50, num_ads=1, cut=False)
 
 
 @pytest.fixture
@@ -225,6 +274,7 @@ def test_every_file_of_pairs_becomes_a_file_of_tokens(folders, monkeypatch):
     _write(main, pairs, "main.train")
     _write([_pair("A", head=[text("d" * 30)], tail=[text("?")])], pairs, "explicit.train")
     _write([], pairs, "main.valid")
+    _write([{**main[0], "following": ["B"]}], pairs, "next_n.train")
     monkeypatch.setattr(stage, "ROWS", 2)  # more than one batch
     encode(base, catalog, pairs, out=out)
     found = load_file(out / "main.train.safetensors")
@@ -233,10 +283,13 @@ def test_every_file_of_pairs_becomes_a_file_of_tokens(folders, monkeypatch):
     assert found["ids"].tolist() == expected
     assert found["offsets"].tolist() == [0, 10, 20, 30]
     assert load_file(out / "main.valid.safetensors")["offsets"].tolist() == [0]
+    several = [token for token, _ in _reference({**main[0], "following": ["B"]}, 12, num_ads=2)]
+    assert load_file(out / "next_n.train.safetensors")["ids"].tolist() == several
     assert json.loads((out / "encode.json").read_text()) == {
         "explicit.train": {"rows": 1, "tokens_mean": 12.0, "tokens_max": 12, "dropped_behaviors": 0, "cut_tokens": 21},
         "main.train": {"rows": 3, "tokens_mean": 10.0, "tokens_max": 10, "dropped_behaviors": 9, "cut_tokens": 0},
         "main.valid": {"rows": 0, "tokens_mean": 0.0, "tokens_max": 0, "dropped_behaviors": 0, "cut_tokens": 0},
+        "next_n.train": {"rows": 1, "tokens_mean": 12.0, "tokens_max": 12, "dropped_behaviors": 3, "cut_tokens": 0},
     }
 
 

@@ -32,7 +32,7 @@ def folders(tmp_path):
     (catalog / "tokens.json").write_text(json.dumps({"levels": [4, 3, 2], "tokens": []}))
     (pairs / "prompts.json").write_text(json.dumps({"soft_tokens": 2}))
     text = [{"kind": "text", "value": "what ad will the user be interested in next time?"}]
-    row = {"user_id": "u", "ad_id": "x", "head": text, "lead": text, "behaviors": [text], "tail": text}
+    row = {"user_id": "u", "ad_id": "x", "head": text, "lead": text, "behaviors": [text], "tail": text, "following": []}
     frame = pl.DataFrame([row], schema=tables.PAIRS.schema)
     tables.write(tables.PAIRS, frame, pairs / "main.train.parquet")
     return catalog, pairs

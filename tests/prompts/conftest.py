@@ -45,6 +45,8 @@ def config():
             "max_content_behaviors": None,
             "content_title": "title_spu",
             "reuse_every": 1,
+            "next_n": 1,
+            "next_n_control": None,
         }
         return PromptsConfig(**(values | changes))
 

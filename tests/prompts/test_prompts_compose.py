@@ -230,6 +230,7 @@ def test_prompts_json_tells_what_later_stages_need(folders, config):
         "language": "en",
         "arrangement": ["profile", "summary", "behaviors"],
         "summary": True,
+        "next_n": 1,
     }
 
 

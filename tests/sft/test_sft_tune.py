@@ -35,15 +35,20 @@ TUNING = Tuning(
 )
 
 
-def _tokens(folder, name, num_rows, seed):
-    """Prompts of one telling text token among others; the response is the ad of that token's number."""
+def _sid_tokens(sid):
+    return [TEXT + int(sid[0]), TEXT + LEVELS[0] + int(sid[1])]
+
+
+def _tokens(folder, name, num_rows, seed, ads=1):
+    """Prompts of one telling text token among others; the response is that token's ad, then the next but one."""
     rng = np.random.default_rng(seed)
     ids, kinds, offsets, targets = [], [], [0], []
     for _ in range(num_rows):
         target = int(rng.integers(len(SIDS)))
         noise = [5] * int(rng.integers(1, 4))
-        ids += [*noise, target, TEXT + int(SIDS[target, 0]), TEXT + LEVELS[0] + int(SIDS[target, 1])]
-        kinds += [0] * (len(noise) + 1) + [2, 2]
+        named = [SIDS[(target + 2 * step) % len(SIDS)] for step in range(ads)]
+        ids += [*noise, target, *(token for sid in named for token in _sid_tokens(sid))]
+        kinds += [0] * (len(noise) + 1) + [2, 2] * ads
         offsets.append(len(ids))
         targets.append(target)
     arrays = {
@@ -79,6 +84,7 @@ def folders(tmp_path):
     (tmp_path / "catalog" / "tokens.json").write_text(json.dumps({"levels": LEVELS, "tokens": []}))
     _tokens(tmp_path / "tokens", "main.train", 40, seed=1)
     _tokens(tmp_path / "tokens", "main.valid", 10, seed=2)
+    _tokens(tmp_path / "tokens", "next_n.train", 40, seed=3, ads=2)
     return [tmp_path / name for name in ("model", "catalog", "tokens")]
 
 
@@ -99,15 +105,49 @@ def test_a_tuned_model_ranks_the_true_ad_first(tmp_path, folders, compute, logge
     assert (valid[-1]["valid/hr@1"], valid[-1]["valid/hr@4"], valid[-1]["valid/ndcg@4"]) == (1.0, 1.0, 1.0)
 
 
-def test_the_first_loss_is_that_of_the_plain_full_logits(tmp_path, folders, compute, logger):
-    _tune(folders, tmp_path / "out", compute, logger, batch_size=40, tasks={"main": 1.0}, validations=0)
+def test_a_model_tuned_on_several_ads_knows_the_first_and_those_that_follow_it(tmp_path, folders, compute, logger):
+    _tune(folders, tmp_path / "out", compute, logger, tasks={"next_n": 8.0})
+    logged = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    assert [row["valid/hr@1"] for row in logged if "valid/hr@1" in row][-1] == 1.0
+    model = load(tmp_path / "out").model.eval()
+    for target in range(len(SIDS)):
+        ids = [5, target]
+        for sid in (SIDS[target], SIDS[(target + 2) % len(SIDS)]):
+            for token in _sid_tokens(sid):  # greedily, one token after the other
+                assert model(torch.tensor([ids])).logits[0, -1].argmax() == token
+                ids.append(token)
+
+
+def test_tasks_of_one_and_of_several_ads_mix_in_a_stage(tmp_path, folders, compute, logger):
+    _tune(folders, tmp_path / "out", compute, logger, tasks={"main": 1.0, "next_n": 0.5}, validations=0)
+    budget = json.loads((tmp_path / "out" / "budget.json").read_text())
+    assert budget["tasks"] == {"main": 1.0, "next_n": 0.5}
+    assert budget["steps"] == 15
+    assert 40 * 4 + 20 * 6 <= budget["tokens"] <= 40 * 6 + 20 * 8
+
+
+@pytest.mark.parametrize(
+    ("task", "remedy"),
+    [("next_n", "prompts.next_n above 1"), ("next_n_control", "prompts.next_n_control to a seed")],
+)
+def test_a_task_without_pairs_is_refused_with_the_setting_that_makes_them(
+    tmp_path, folders, compute, logger, task, remedy
+):
+    (folders[2] / "next_n.train.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"names the task {task}, but there are no pairs of it: set {remedy}$"):
+        _tune(folders, tmp_path / "out", compute, logger, tasks={task: 1.0})
+
+
+@pytest.mark.parametrize(("task", "num_tokens"), [("main", 2), ("next_n", 4)])
+def test_the_first_loss_is_that_of_the_plain_full_logits(tmp_path, folders, compute, logger, task, num_tokens):
+    _tune(folders, tmp_path / "out", compute, logger, batch_size=40, tasks={task: 1.0}, validations=0)
     lm = load(folders[0])
     losses = []
-    rows = read_rows(folders[2] / "main.train.safetensors")
+    rows = read_rows(folders[2] / f"{task}.train.safetensors")
     for begin, end in zip(rows.offsets[:-1], rows.offsets[1:], strict=True):
         ids = torch.from_numpy(rows.ids[begin:end].astype(np.int64))[None]
         logprobs = lm.model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
-        losses += logprobs[-2:].flatten().tolist()
+        losses += logprobs[-num_tokens:].flatten().tolist()
     logged = read_metrics(tmp_path / "out" / "metrics.jsonl")[0]["train/loss"]
     assert logged == pytest.approx(-np.mean(losses), abs=1e-5)
 

@@ -1,0 +1,110 @@
+import csv
+import json
+
+import polars as pl
+import pytest
+from hydra import compose, initialize_config_dir
+
+from experiments import study
+from experiments.next_n import STUDY, measured
+from experiments.study import Found, Row, Study, overrides_of, study_grid, write_study
+from leadre import tables
+from leadre.artifacts import Store
+from leadre.config import CONF, load
+
+VERSION = 1
+ABOUT = {"users": 3, "users_of_this_run": 2, "cpu_seconds": 0.5, "settings": {"num_ads": 4}}
+LISTS = {"u": "ABC", "v": "AD", "w": ""}
+
+
+def _run(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return load(compose("run", list(overrides)))
+
+
+def _sft(*, out):
+    (out / "budget.json").write_text(json.dumps({"steps": 7, "tokens": 1_500_000, "tasks": {"next_n": 5}}))
+
+
+def _generations(_, *, out):
+    rows = [(user, rank, ad_id, 0.0) for user, ads in LISTS.items() for rank, ad_id in enumerate(ads, 1)]
+    frame = pl.DataFrame(rows, schema=tables.LISTS.schema, orient="row")
+    (out / "lists").mkdir()
+    tables.write(tables.LISTS, frame[:2], out / "lists" / "part-00000.parquet")
+    tables.write(tables.LISTS, frame[2:], out / "lists" / "part-00001.parquet")
+    (out / "generation.json").write_text(json.dumps(ABOUT))
+
+
+def _scores(_, *, out):
+    systems = {"LEADRE": {"HR@8": 0.25, "Diversity@8": 2.0}}
+    (out / "scores.json").write_text(json.dumps({"systems": systems}))
+    ranks = {"user_id": list("uvwx"), "system": ["LEADRE"] * 4, "rank": [1, None, None, None]}
+    pl.DataFrame(ranks, schema_overrides={"rank": pl.Int32}).write_parquet(out / "per_user.parquet")
+
+
+def _made(folder):
+    store = Store(folder)
+    tuned = store.make("sft", _sft, None)
+    return store.make("scores", _scores, None, store.make("generations", _generations, None, tuned))
+
+
+@pytest.fixture
+def scores(tmp_path):
+    return _made(tmp_path)
+
+
+def test_lists_costs_and_tuning_are_measured_as_by_hand(scores):
+    assert measured(scores) == {"distinct": 4, "filled": 5 / 12, "seconds": 250.0, "tokens": 1.5}
+
+
+def test_measures_are_columns_behind_the_scores(scores, tmp_path):
+    given = Study("x", "", ("HR@8",), (Row("a", ()), Row("b", (), control=True)), 8, STUDY.measures)
+    found = Found({"a": [scores], "b": [scores]}, {}, [0])
+    grid = study_grid(given, found)
+    assert grid.head[1:6] == ("HR@8", *STUDY.measures)
+    assert grid.rows[0][1:6] == (
+        "0.2500 ±0.0000",
+        "4.0000 ±0.0000",
+        "0.4167 ±0.0000",
+        "250.0 ±0.0",
+        "1.5000 ±0.0000",
+    )
+    write_study(tmp_path / "out", given, found, command="x")
+    with (tmp_path / "out" / "table.csv").open(newline="") as file:
+        (line, _) = csv.DictReader(file)
+    assert (line["HR@8"], line["CPU s/1,000 users"], line["scores"]) == ("0.25", "250.0", scores.key)
+    assert study.as_json(given, found)["rows"]["a"]["scores"]["distinct ads"] == [4.0]
+
+
+def test_lists_that_a_killed_run_had_made_have_no_pace(tmp_path, monkeypatch):
+    monkeypatch.setitem(ABOUT, "users_of_this_run", 0)
+    scores = _made(tmp_path)
+    assert measured(scores)["seconds"] is None
+    grid = study_grid(STUDY._replace(columns=("HR@8",)), Found({STUDY.rows[0].name: [scores]}, {}, [0]))
+    assert grid.rows[0][4] == "–"
+
+
+def test_every_row_composes_and_shares_all_but_its_last_stage_and_its_decoding():
+    runs = {row.name: _run(*overrides_of(row, STUDY, ["sft.tuning.learning_rate=1e-3"])) for row in STUDY.rows}
+    first, *others = runs.values()
+    for run in others:
+        assert (run.prompts, run.lm, run.data, run.quantizer) == (
+            first.prompts,
+            first.lm,
+            first.data,
+            first.quantizer,
+        )
+        assert run.sft.curriculum()[:-1] == first.sft.curriculum()[:-1]
+        assert run.sft.tuning == first.sft.tuning
+    lasts = [run.sft.curriculum()[-1].tasks for run in runs.values()]
+    assert lasts == [{"main": 5}, {"next_n": 5}, {"next_n": 5}, {"next_n": 5}, {"next_n_control": 5}]
+    assert [run.decoding.next_n for run in runs.values()] == [1, 1, 4, 4, 4]
+    assert [row.control for row in STUDY.rows] == [False] * 4 + [True]
+    assert all(run.alignment.kind == "none" for run in runs.values())
+
+
+def test_the_options_on_disk_are_the_curricula_of_the_rows():
+    plain, several, *_ = STUDY.rows
+    for row, option in ((plain, ()), (several, ("sft=ex_im_next_n",))):
+        on_disk = _run("prompts.next_n=4", *option).sft
+        assert on_disk == _run(*overrides_of(row, STUDY, [])).sft
