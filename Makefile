@@ -27,11 +27,20 @@ slow: $(STAMP)  ## the slow tests
 lint: $(STAMP)  ## ruff on the whole tree, mypy --strict on what runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict leadre experiments benchmarks train.py evaluate.py index.py
+	$(BIN)/mypy --strict leadre experiments benchmarks train.py evaluate.py index.py generate.py
+
+BENCHMARKS := indexing trie decoding decoding_gpu
 
 .PHONY: bench
-bench: $(STAMP)  ## speeds and collision rates of indexing against their goals (ten minutes; with `--quick` two)
-	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m benchmarks.indexing
+bench: $(STAMP)  ## speeds of indexing and decoding against their goals, one module after another, all of them
+	failed=; for name in $(BENCHMARKS); do \
+		HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m benchmarks.$$name || failed="$$failed $$name"; \
+	done; test -z "$$failed" || { echo "missed goals:$$failed"; exit 1; }
+
+.PHONY: kernels
+kernels: $(STAMP)  ## the GPU kernels, on a machine without a GPU in Triton's interpreter (an extra of 300 MB)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-gpu.txt -c constraints.txt
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/decoding/test_decoding_kernels.py tests/lm/test_lm_quantized.py
 
 .PHONY: clean
 clean:  ## remove results and caches (not the environment)

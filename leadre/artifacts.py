@@ -73,8 +73,8 @@ class Store:
             config: The room's settings, part of the key as validated; None for a stage without any.
             inputs: Results that the stage reads; their keys are part of this key.
             source: A fingerprint of files outside the store that the stage reads.
-            together: The stage trains under Lightning, so every rank of a distributed run takes part in
-                its build; rank 0 alone builds any other stage, and the rest wait for it.
+            together: The stage splits its work, so every rank of a distributed run takes part in its build;
+                rank 0 alone builds any other stage, and the rest wait for it.
             unhashed: What does not change the numbers: devices, progress, loggers.
 
         Raises:
@@ -95,7 +95,7 @@ class Store:
             if global_rank() == 0:
                 with _lock(folder):
                     if not _is_whole(folder):  # another process may have built it while this one waited
-                        _build(folder, stage, verb, config, inputs, source, unhashed)
+                        _build(folder, stage, verb, config, inputs, source, unhashed, together)
             else:
                 _join_build(folder, verb, config, inputs, unhashed, together)
         result = Result(stage, key, folder, float(_manifest(folder)["seconds"]), reused)
@@ -134,11 +134,15 @@ def differences(result: Result, config: object, *, passed_over: Collection[str] 
 
 
 def fingerprint(model: str) -> str:
-    """What tells one pre-trained model from another: the sha256 of its files in a folder, else its hub name."""
+    """What tells one pre-trained model from another: the sha256 of its files in a folder, else its hub name.
+
+    It tells any folder from others; the files of a stored result are not read for it, since its manifest has them.
+    """
     folder = Path(model)
     if not folder.is_dir():
         return model
-    hashes = {name: _sha256(folder / name) for name in _files(folder)}
+    whole = _is_whole(folder)
+    hashes = _manifest(folder)["files"] if whole else {name: _sha256(folder / name) for name in _files(folder)}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
@@ -172,6 +176,16 @@ def global_rank() -> int:
     return 1000 * int(os.environ.get("NODE_RANK", "0")) + int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def world_size() -> int:
+    """How many processes torchrun or SLURM started; 1 where neither did.
+
+    Lightning's own launch sets WORLD_SIZE alone, and only once a training begins: it does not count here.
+    """
+    if "RANK" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))  # of srun; a batch script alone is one process
+
+
 def _key(stage: str, verb: Callable[..., None], config: object | None, inputs: tuple[Result, ...], source: str) -> str:
     made_of = {
         "stage": stage,
@@ -188,7 +202,7 @@ def _plain(config: object | None) -> Any:  # noqa: ANN401
         return None
     plain = TypeAdapter(type(config)).dump_python(config, mode="json")
     if isinstance(plain, dict):
-        for place in ("root", "path"):  # where files lie does not matter, what lies there does: `source` tells it
+        for place in ("root", "path", "filters"):  # where files lie does not matter; `source` tells what lies there
             plain.pop(place, None)
     return plain
 
@@ -201,14 +215,19 @@ def _build(
     inputs: tuple[Result, ...],
     source: str,
     unhashed: dict[str, object],
+    together: bool,
 ) -> None:
     partial = folder.with_name(folder.name + ".partial")
+    if _is_whole(partial):  # a kill came between the manifest and the move
+        _publish(partial, folder)
+        return
     _clear_all_but_checkpoints(partial)
+    if together:
+        (partial / CHECKPOINTS).mkdir(exist_ok=True)  # the other ranks wait for it
     log.info("%s %s starts", stage, folder.name)
     start = time.monotonic()
     _call(verb, config, inputs, partial, unhashed)
     seconds = time.monotonic() - start
-    shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
     manifest = {
         "stage": stage,
         "key": folder.name,
@@ -216,18 +235,24 @@ def _build(
         "inputs": {given.stage: given.key for given in inputs},
         "source": source,
         "compute": _plain(unhashed.get("compute")),
-        "files": {name: _sha256(partial / name) for name in _files(partial)},
+        "files": {name: _sha256(partial / name) for name in _files(partial) if not name.startswith(f"{CHECKPOINTS}/")},
         "seconds": round(seconds, 2),
         **_surroundings(),
     }
-    shutil.rmtree(folder, ignore_errors=True)  # without a manifest it is no result
-    os.replace(partial, folder)
-    unfinished = folder / "manifest.json.part"
+    unfinished = partial / "manifest.json.part"
     with unfinished.open("w") as file:
         json.dump(manifest, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(unfinished, folder / "manifest.json")
+    os.replace(unfinished, partial / "manifest.json")
+    _publish(partial, folder)
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Move a build to its place; its checkpoints go only now that nothing needs them any more."""
+    shutil.rmtree(partial / CHECKPOINTS, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # without a manifest it is no result
+    os.replace(partial, folder)
 
 
 def _call(
@@ -252,20 +277,27 @@ def _join_build(
     """Take part in a build that rank 0 leads, or wait for it.
 
     Lightning starts the other ranks from inside rank 0's fit by running the script again: at the lock
-    they would wait for the very fit that waits for them. They share rank 0's checkpoints, and whatever
-    else they write is thrown away, so that no two processes write one file.
+    they would wait for the very fit that waits for them. torchrun starts all at once, and rank 0 may be the
+    last to come. They share rank 0's checkpoints, and whatever else they write is thrown away, so that no two
+    processes write one file.
     """
+    shared = folder.with_name(folder.name + ".partial") / CHECKPOINTS
     if together:
-        partial = folder.with_name(folder.name + ".partial")
+        _wait_until(lambda: shared.exists() or _is_whole(folder), folder)
+    if together and not _is_whole(folder):
         scratch = folder.with_name(f"{folder.name}.rank{global_rank()}")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        (scratch / CHECKPOINTS).symlink_to((partial / CHECKPOINTS).absolute())
+        (scratch / CHECKPOINTS).symlink_to(shared.absolute())
         _call(verb, config, inputs, scratch, unhashed)
         shutil.rmtree(scratch)
-    leader = os.getppid()  # Lightning starts the other ranks as children of rank 0
-    while not _is_whole(folder):
-        if os.getppid() != leader:
+    _wait_until(lambda: _is_whole(folder), folder)
+
+
+def _wait_until(holds: Callable[[], bool], folder: Path) -> None:
+    launcher = os.getppid()  # rank 0 itself where Lightning started this process, else torchrun
+    while not holds():
+        if os.getppid() != launcher:
             raise ArtifactError(f"{folder} was not finished: rank 0 has ended; its output says why")
         time.sleep(0.2)
 
@@ -273,7 +305,8 @@ def _join_build(
 def _clear_all_but_checkpoints(partial: Path) -> None:
     """Begin with an empty folder, save for what lets a killed training go on: its checkpoints and its metrics."""
     partial.mkdir(parents=True, exist_ok=True)
-    kept = {CHECKPOINTS, "metrics.jsonl"} if (partial / CHECKPOINTS).exists() else set()
+    checkpoints = partial / CHECKPOINTS
+    kept = {CHECKPOINTS, "metrics.jsonl"} if checkpoints.is_dir() and any(checkpoints.iterdir()) else set()
     for path in partial.iterdir():
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -71,6 +71,11 @@ class RunConfig:
     logger: LoggerConfig
 
     @model_validator(mode="after")
+    def _filters_are_there(self) -> Self:
+        _check_filters(self.decoding)
+        return self
+
+    @model_validator(mode="after")
     def _the_history_is_not_told_before_it_is_asked_for(self) -> Self:
         order = self.prompts.arrangement
         told_first = self.prompts.summary and "summary" in order and "behaviors" in order
@@ -84,6 +89,19 @@ class RunConfig:
                 "the categories of those very ads, before the behaviors: use prompts.arrangement="
                 "[profile,behaviors,summary], prompts.summary=false, or sft.tuning.loss_on=response"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _every_task_has_pairs(self) -> Self:
+        missing = {
+            "next_n": "prompts.next_n above 1" if self.prompts.next_n == 1 else "",
+            "next_n_control": "a seed as prompts.next_n_control" if self.prompts.next_n_control is None else "",
+        }
+        for task, remedy in missing.items():
+            if remedy and any(task in stage for stage in self.sft.stages):
+                raise ValueError(
+                    f"sft.stages has the task {task!r}, which prompts make no pairs for: set {remedy}, or leave it out"
+                )
         return self
 
     @model_validator(mode="after")
@@ -106,18 +124,70 @@ class RunConfig:
         return self
 
 
+@settings
+class GenerateConfig:
+    """All settings of lists for a whole user base; prompts, catalog and language are those of the model's training.
+
+    Attributes:
+        model: An aligned or sft result, by its folder or key.
+        data: Where today's tables come from; None takes the world that the model was trained with.
+        as_of: UTC seconds; only what users did strictly before is seen. None is one second after the last behavior.
+        decoding: How lists are generated.
+        compute: Where.
+        store: Where results are kept.
+        ray_actors: How many Ray actors make the lists; None makes them in this process, or in those of torchrun.
+    """
+
+    model: Annotated[str, Field(min_length=1)]
+    data: DataConfig | None
+    as_of: Annotated[int, Field(ge=0)] | None
+    decoding: DecodingConfig
+    compute: ComputeConfig
+    store: StoreConfig
+    ray_actors: Annotated[int, Field(ge=1)] | None
+
+    @model_validator(mode="after")
+    def _filters_are_there(self) -> Self:
+        _check_filters(self.decoding)
+        return self
+
+
+Config = TypeVar("Config", RunConfig, GenerateConfig)
+
+
 def load(config: DictConfig) -> RunConfig:
-    """Check a composed configuration and turn it into frozen values.
+    """Check a composed configuration of a run and turn it into frozen values.
 
     Raises:
         ConfigError: With every fault, named by its key as the user types it.
     """
+    return _load(config, RunConfig)
+
+
+def load_generate(config: DictConfig) -> GenerateConfig:
+    """The same for ``conf/generate.yaml``."""
+    return _load(config, GenerateConfig)
+
+
+def _load(config: DictConfig, schema: type[Config]) -> Config:
+    missing = [f"{key}: is missing: give {key}=VALUE" for key in sorted(OmegaConf.missing_keys(config))]
     plain = OmegaConf.to_container(config, resolve=True)
     try:
         # Through JSON: strict mode then takes a list for a tuple, but refuses "3", True and 3.0 for an int.
-        return TypeAdapter(RunConfig).validate_json(json.dumps(plain), strict=True)
+        loaded = TypeAdapter(schema).validate_json(json.dumps(plain), strict=True)
     except ValidationError as error:
-        raise ConfigError(_message(_told(error))) from None
+        raise ConfigError(_message(missing + _told(error))) from None
+    if missing:
+        raise ConfigError(_message(missing))
+    return loaded
+
+
+def _check_filters(decoding: DecodingConfig) -> None:
+    if decoding.filters is not None and not Path(decoding.filters).is_dir():
+        raise ValueError(
+            f"decoding.filters is {decoding.filters!r}, but there is no such folder: name the folder of the tables of "
+            "filters, or give null to filter nothing"
+        )
 
 
 def check(arguments: Sequence[str], *, name: str = "run") -> None:
@@ -168,7 +238,7 @@ def _faults(job: Sequence[tuple[Override, str]], name: str) -> list[str]:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = compose(name, good)
             OmegaConf.resolve(composed)
-        load(composed)
+        (load_generate if name == "generate" else load)(composed)
     except ConfigError as error:
         faults += str(error).splitlines()[1:]
     except (HydraException, OmegaConfBaseException) as error:
@@ -199,31 +269,33 @@ def _values(override: Override) -> list[str]:
 
 def _told(error: ValidationError) -> list[str]:
     """One line a fault; a fault that only follows from another one inside it is left out."""
-    faults = error.errors()
-    inner = [fault["loc"] for fault in faults]
-    own = [
-        fault
-        for fault in faults
-        if not any(len(fault["loc"]) < len(loc) and loc[: len(fault["loc"])] == fault["loc"] for loc in inner)
+    faults: dict[tuple[int | str, ...], dict[str, Any]] = {}
+    for fault in error.errors():  # where a value may be of several types, each says why it is not: the first does
+        faults.setdefault(tuple(_as_typed(fault["loc"])), dict(fault))
+    return [
+        _fault(place, fault)
+        for place, fault in faults.items()
+        if not any(len(place) < len(other) and other[: len(place)] == place for other in faults)
     ]
-    return [_fault(dict(fault)) for fault in own]
 
 
-def _fault(fault: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in _as_typed(fault["loc"]))
+def _fault(place: tuple[int | str, ...], fault: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in place)
     got = "" if fault["type"] in {"missing", "value_error"} else f" (got {_short(fault['input'])})"
     message = {
         "unexpected_keyword_argument": "unknown key",
         "missing": "is missing",
         "missing_argument": "is missing",
+        "union_tag_not_found": f"no option is chosen: give {key}=OPTION first",
     }.get(fault["type"], fault["msg"].removeprefix("Value error, "))
     return f"{key}: {message}{got}" if key else f"{message}{got}"
 
 
 def _as_typed(location: tuple[int | str, ...]) -> Iterator[int | str]:
-    """The path of a fault without the tags that pydantic puts in for the chosen member of a union."""
+    """The path of a fault without the tags that pydantic puts in for the members of a union."""
     for depth, part in enumerate(location):
-        if part != "[key]" and not (depth == 1 and isinstance(part, str) and part in _KINDS.get(str(location[0]), ())):
+        is_kind = depth == 1 and part in _KINDS.get(str(location[0]), ())
+        if not is_kind and not _TYPE.fullmatch(str(part)):
             yield part
 
 
@@ -234,6 +306,7 @@ def _kinds_of(group: str) -> frozenset[str]:
 
 _UNIONS = ("data", "embedding", "quantizer", "lm", "alignment", "logger")
 _KINDS = {group: _kinds_of(group) for group in _UNIONS}
+_TYPE = re.compile(r"\[key\]|(constrained-)?int|tuple\[.*\]")
 
 
 def _short(value: object) -> str:

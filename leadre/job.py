@@ -17,34 +17,35 @@ from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from leadre import pipeline
-from leadre.artifacts import ArtifactError, Result, Store, global_rank
-from leadre.config import RunConfig
+from leadre.artifacts import ArtifactError, Result, Store, global_rank, world_size
+from leadre.config import Config, GenerateConfig, RunConfig
+from leadre.report.generation import figures_of, read_lists, show_generation
 from leadre.report.index_page import show_index, write_index_page
 from leadre.report.report import StageSummary, write_report
 from leadre.report.samples import read_samples
-from leadre.report.table import OURS, show
+from leadre.report.table import OURS, RATES, show
 from leadre.training.config import WandbLogs
 from leadre.training.logs import log_scores
 
 NUM_SAMPLES = 5
 COLUMNS = ("HR@1", "HR@4", "HR@8", "NDCG@4", "NDCG@8", "LTRR@8", "Diversity@8")
-"""What a sweep's table tells of LEADRE."""
+"""What a sweep's table tells of LEADRE, before its rates of wrong ads."""
 RIVAL, RIVAL_COLUMN = "popularity", "HR@8"
 """And of what it is measured against."""
 log = logging.getLogger(__name__)
 
-Work = Callable[[RunConfig, Path, list[str]], dict[str, Any]]
+Work = Callable[[Config, Path, list[str]], dict[str, Any]]
 """One kind of job: given the settings, the output folder and the command line it gives what ``result.json`` holds."""
 
 
-def run_job(run: RunConfig, work: Work) -> None:
+def run_job(run: Config, work: Work[Config]) -> None:
     """Run one job and leave ``result.json`` beside its report in Hydra's output folder.
 
     A job of a multirun that fails is written down, so that the others go on and the sweep's table shows the hole.
 
     Args:
         run: The checked configuration.
-        work: `train`, `evaluate` or `index_ads`.
+        work: `train`, `evaluate`, `index_ads` or `generate_lists`.
     """
     quiet_libraries()
     if run.compute.threads is not None:
@@ -80,14 +81,29 @@ def index_ads(run: RunConfig, folder: Path, overrides: list[str]) -> dict[str, A
     """The ad side alone: a catalog, and a page that shows how good it is."""
     store = Store(Path(run.store.root))
     indexed = pipeline.index_ads(run, store)
-    if global_rank() != 0:
-        sys.exit()  # the other ranks of a distributed training end with it
+    _end_other_ranks()
     console = _console()
     inspection, page = _inspect(run, store, indexed, folder, ["python", "index.py", *overrides])
     show_index(inspection, console=console)
     _show_paths(store.results, console)
     console.print(f"{'page':20} {page}", soft_wrap=True, highlight=False)
     return {"figures": _index_figures(inspection)}
+
+
+def generate_lists(run: GenerateConfig, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """The daily batch: a list of ads for every user, with a model that is there."""
+    store = Store(Path(run.store.root))
+    listed = pipeline.generate_lists(run, store)
+    _end_other_ranks()
+    console = _console()
+    generation = json.loads((listed.generations.path / "generation.json").read_text(encoding="utf-8"))
+    samples = read_lists(
+        listed.world.path, listed.audience.path, listed.generations.path, num_users=NUM_SAMPLES, num_ads=NUM_SAMPLES
+    )
+    show_generation(generation, samples, console=console)
+    _show_paths(store.results, console)
+    console.print(f"{'lists':20} {listed.generations.path / 'lists'}", soft_wrap=True, highlight=False)
+    return {"generation": generation, "figures": figures_of(generation)}
 
 
 def quiet_libraries() -> None:
@@ -103,9 +119,10 @@ def _score(run: RunConfig, folder: Path, command: list[str], *, build: bool) -> 
     indexed = pipeline.index_ads(run, store)
     prepared = pipeline.prepare(run, store, indexed)
     model = pipeline.train(run, store, prepared)
-    if global_rank() != 0:
-        sys.exit()  # the other ranks of a distributed training end with it
+    if world_size() == 1:
+        _end_other_ranks()  # those that Lightning started end with the training; those of torchrun generate too
     evaluated = pipeline.evaluate(run, scoring, prepared, model)
+    _end_other_ranks()
     pages = {}
     if build:
         pages["index"] = _inspect(run, scoring, indexed, folder, command)[1]
@@ -131,6 +148,7 @@ def _score(run: RunConfig, folder: Path, command: list[str], *, build: bool) -> 
         log_scores(run.logger, scores["systems"])
     systems = scores["systems"]
     figures = {column: systems[OURS].get(column) for column in COLUMNS}
+    figures |= {name: systems[OURS].get(rate) for name, rate in RATES.items()}
     figures[f"{RIVAL} {RIVAL_COLUMN}"] = systems.get(RIVAL, {}).get(RIVAL_COLUMN)
     return {"scores": scores, "figures": figures}
 
@@ -160,6 +178,12 @@ def _index_figures(inspection: dict[str, Any]) -> dict[str, float | None]:
         "evenness of bits": inspection["bits"]["evenness"],
         **{f"bits {place}": level["bits"] for place, level in enumerate(inspection["levels"], start=1)},
     }
+
+
+def _end_other_ranks() -> None:
+    """End every process of a distributed run but the first, which prints and reports."""
+    if global_rank() != 0:
+        sys.exit()
 
 
 def _console() -> Console:

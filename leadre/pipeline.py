@@ -4,23 +4,28 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
 from leadre.alignment.align import align
 from leadre.alignment.config import NoAlignment
 from leadre.artifacts import Result, Store, differences, fingerprint, origins
 from leadre.baselines.recommend import recommend
 from leadre.catalog.index import index
-from leadre.config import RunConfig
+from leadre.config import GenerateConfig, RunConfig
 from leadre.data.fingerprint import fingerprint as fingerprint_data
 from leadre.data.gather import gather
-from leadre.decoding.generate import generate
+from leadre.decoding.config import DecodingConfig
 from leadre.embedding.embed import embed
 from leadre.embedding.fingerprint import fingerprint as fingerprint_embedding
+from leadre.generation.generate import generate, generate_audience
 from leadre.inspection.inspect import inspect
 from leadre.lm.config import PretrainedLM
 from leadre.lm.encode import encode
 from leadre.lm.extend import extend
 from leadre.metrics.score import score
+from leadre.prompts.audience import compose_audience
 from leadre.prompts.compose import compose
+from leadre.prompts.config import PromptsConfig
 from leadre.quantizer.imported import fingerprint as fingerprint_quantizer
 from leadre.quantizer.quantize import quantize
 from leadre.sft.tune import tune
@@ -50,6 +55,14 @@ class Evaluated(NamedTuple):
 
     generations: Result
     scores: Result
+
+
+class Listed(NamedTuple):
+    """Lists for a whole user base, and what they were made for."""
+
+    world: Result
+    audience: Result
+    generations: Result
 
 
 def index_ads(run: RunConfig, store: Store) -> Indexed:
@@ -128,11 +141,109 @@ def train(run: RunConfig, store: Store, prepared: Prepared) -> Result:
 
 def evaluate(run: RunConfig, store: Store, prepared: Prepared, model: Result) -> Evaluated:
     """Constrained lists for the test users, and their scores beside the baselines' (LEADRE 3.4, 5)."""
-    world, catalog, pairs, _, tokens = prepared
+    world, catalog, pairs, _, _ = prepared
     baselines = store.make("baselines", recommend, run.baselines, world, catalog)
-    generations = store.make("generations", generate, run.decoding, model, catalog, pairs, tokens, compute=run.compute)
+    generations = store.make(
+        "generations",
+        generate,
+        run.decoding,
+        model,
+        catalog,
+        pairs,
+        source=_filters(run.decoding),
+        together=True,
+        compute=run.compute,
+    )
     scores = store.make("scores", score, run.metrics, world, catalog, baselines, generations)
     return Evaluated(generations, scores)
+
+
+def generate_lists(run: GenerateConfig, store: Store) -> Listed:
+    """Constrained lists for every user of today, by a model of an earlier day (LEADRE 3.4)."""
+    trained = _trained(run, store)
+    world = trained.world
+    if run.data is not None:
+        world = store.make("world", gather, run.data, source=fingerprint_data(run.data))
+    _check_language(world, trained.pairs)
+    audience = store.make(
+        "audience",
+        compose_audience,
+        _prompts_of(trained.pairs),
+        world,
+        trained.catalog,
+        source=f"as of {run.as_of}",
+        as_of=run.as_of,
+    )
+    generations = store.make(
+        "generations",
+        generate_audience,
+        run.decoding,
+        trained.model,
+        trained.catalog,
+        audience,
+        source=_filters(run.decoding),
+        together=True,
+        compute=run.compute,
+        ray_actors=run.ray_actors,
+    )
+    return Listed(world, audience, generations)
+
+
+class _Trained(NamedTuple):
+    """A model, and what it was trained with."""
+
+    model: Result
+    world: Result
+    catalog: Result
+    pairs: Result
+
+
+def _trained(run: GenerateConfig, store: Store) -> _Trained:
+    """The model that the user names, and its origins: so lists are made from what it has learned."""
+    folder = _named(run.model, store, "aligned", "sft")
+    found = origins(folder) if (folder / "manifest.json").is_file() else {}
+    stage = next(iter(found), "")  # a result is the first of its own origins
+    if stage not in ("aligned", "sft") or set(_Trained._fields[1:]) - set(found):
+        raise ValueError(
+            f"model is {run.model!r}, but {folder} is no model in a store: name an aligned or sft result by its folder "
+            f"or key, as train.py prints it ({store.root / 'aligned' / 'KEY'})"
+        )
+    return _Trained(found[stage], *(found[name] for name in _Trained._fields[1:]))
+
+
+def _prompts_of(pairs: Result) -> PromptsConfig:
+    """The settings of the prompts that a model was trained with."""
+    then = json.loads((pairs.path / "manifest.json").read_text(encoding="utf-8"))["config"]
+    try:
+        return TypeAdapter(PromptsConfig).validate_json(json.dumps(then), strict=True)
+    except ValidationError as error:
+        faults = "; ".join(f"prompts.{fault['loc'][0]}: {fault['msg']}" for fault in error.errors())
+        raise ValueError(
+            f"model was trained with prompts ({pairs.path}) whose settings no longer fit ({faults}): train it anew, so "
+            "that it reads the prompts that it was trained with"
+        ) from None
+
+
+def _check_language(world: Result, pairs: Result) -> None:
+    today = json.loads((world.path / "world.json").read_text(encoding="utf-8"))["language"]
+    then = json.loads((pairs.path / "prompts.json").read_text(encoding="utf-8"))["language"]
+    if today != then:
+        raise ValueError(
+            f"data.language is {today!r}, but the model was trained with prompts in {then!r}: give data.language={then}"
+        )
+
+
+def _filters(decoding: DecodingConfig) -> str:
+    """What tells one day's filters from another's."""
+    return "" if decoding.filters is None else fingerprint(decoding.filters)
+
+
+def _named(name: str, store: Store, *stages: str) -> Path:
+    """The folder of a result that the user names by its folder, or by its key in one of some stages."""
+    if Path(name).name != name:
+        return Path(name)
+    folders = [store.root / stage / name for stage in stages]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 _HARMLESS = {"seed", "model", "revision", "package", "sha256", "batch_tokens"}
@@ -150,8 +261,7 @@ class _Previous(NamedTuple):
 def _previous(run: RunConfig, store: Store) -> _Previous:
     if run.previous_catalog is None:
         return _Previous()
-    named = Path(run.previous_catalog)
-    folder = named if named.name != run.previous_catalog else store.root / "catalog" / run.previous_catalog
+    folder = _named(run.previous_catalog, store, "catalog")
     found = origins(folder) if (folder / "manifest.json").is_file() else {}
     if set(_Previous._fields) - set(found):
         raise ValueError(

@@ -122,14 +122,33 @@ PAIRS = Table(
         "lead": _SEGMENTS,
         "behaviors": Column(pl.List(pl.List(SEGMENT))),
         "tail": _SEGMENTS,
+        "following": Column(pl.List(pl.String())),
     },
 )
 """One row a prompt-response pair. The prompt is ``head + lead + behaviors + tail``; ``behaviors`` (oldest first)
 are dropped from the front to fit the token budget, ``lead`` goes when none is left. The response is the S-ID
-of ``ad_id``."""
+of ``ad_id``, then those of ``following``, which is empty where the response is one ad."""
+
+PROMPTS = Table(
+    "prompts",
+    {"user_id": _TEXT} | {name: PAIRS.columns[name] for name in ("head", "lead", "behaviors", "tail")},
+)
+"""One row a user that a list is made for: a prompt as in PAIRS, without a response."""
 
 LISTS = Table("lists", {"user_id": _TEXT, "rank": _INT, "ad_id": _TEXT, "score": Column(pl.Float64())})
 """One row a recommended ad: ranks 1..K a user, no ad twice in a list."""
+
+TAKEN_DOWN = Table("taken_down", {"ad_id": _TEXT})
+"""One row an ad that nobody may be shown."""
+
+SEEN = Table("seen", {"user_id": _TEXT, "ad_id": _TEXT})
+"""One row an ad that a user may not be shown again."""
+
+AD_SETS = Table("ad_sets", {"ad_set": _TEXT, "ad_id": _TEXT})
+"""One row an ad of a named set of ads."""
+
+USER_SETS = Table("user_sets", {"user_id": _TEXT, "ad_set": _TEXT})
+"""One row a user who may be shown the ads of a set alone; a user without a row may be shown any ad."""
 
 
 def matrix(lists: pl.Series, width: int) -> NDArray[np.int32]:
@@ -138,12 +157,29 @@ def matrix(lists: pl.Series, width: int) -> NDArray[np.int32]:
 
 
 def read(table: Table, path: Path) -> pl.DataFrame:
-    """Read a Parquet file and check it against its declaration.
+    """Read a Parquet file, or a folder of its parts in the order of their names, and check it against its declaration.
 
     Raises:
-        TableError: If a column is missing, unknown, of another type, or holds a null it may not; all faults at once.
+        TableError: If a column is missing, unknown, of another type, or holds a null it may not, all faults at once;
+            or if the folder holds no part.
     """
-    return _checked(table, pl.read_parquet(path), str(path))
+    if not path.is_dir():
+        return check(table, pl.read_parquet(path), str(path))
+    parts = sorted(path.glob("*.parquet"))
+    if not parts:
+        raise TableError(f"{path} is no {table.name} table: the folder holds no .parquet file; make its parts first")
+    return pl.concat([read(table, part) for part in parts])
+
+
+def scan(table: Table, path: Path) -> pl.LazyFrame:
+    """The declared columns of a Parquet file too big to be read at once; nulls are not looked for.
+
+    Raises:
+        TableError: If a declared column is missing or of another type; further columns are left out.
+    """
+    frame = pl.scan_parquet(path)
+    _refuse(table, _type_faults(table, frame.collect_schema()), str(path))
+    return frame.select(list(table.columns))
 
 
 def write(table: Table, frame: pl.DataFrame, path: Path) -> None:
@@ -152,19 +188,36 @@ def write(table: Table, frame: pl.DataFrame, path: Path) -> None:
     Raises:
         TableError: As for `read`; nothing is written then.
     """
-    _checked(table, frame, f"the frame for {path}").write_parquet(path)
+    check(table, frame, f"the frame for {path}").write_parquet(path)
 
 
-def _checked(table: Table, frame: pl.DataFrame, where: str) -> pl.DataFrame:
+def check(table: Table, frame: pl.DataFrame, where: str) -> pl.DataFrame:
+    """The frame with its columns in the declared order; ``where`` is its name in an error.
+
+    Raises:
+        TableError: As for `read`.
+    """
+    faults = _type_faults(table, frame.schema)
+    faults += [
+        f"column {name!r} has {nulls} nulls, may have none"
+        for name, column in table.columns.items()
+        if name in frame.columns and not column.nullable and (nulls := frame[name].null_count())
+    ]
+    faults += [f"column {name!r} is not declared" for name in frame.columns if name not in table.columns]
+    _refuse(table, faults, where)
+    return frame.select(list(table.columns))
+
+
+def _type_faults(table: Table, schema: pl.Schema) -> list[str]:
     faults = []
     for name, column in table.columns.items():
-        if name not in frame.columns:
+        if name not in schema:
             faults.append(f"column {name!r} is missing")
-        elif frame.schema[name] != column.dtype:
-            faults.append(f"column {name!r} is {frame.schema[name]}, must be {column.dtype}")
-        elif not column.nullable and (nulls := frame[name].null_count()):
-            faults.append(f"column {name!r} has {nulls} nulls, may have none")
-    faults += [f"column {name!r} is not declared" for name in frame.columns if name not in table.columns]
+        elif schema[name] != column.dtype:
+            faults.append(f"column {name!r} is {schema[name]}, must be {column.dtype}")
+    return faults
+
+
+def _refuse(table: Table, faults: list[str], where: str) -> None:
     if faults:
         raise TableError(f"{where} is no {table.name} table: " + "; ".join(faults))
-    return frame.select(list(table.columns))

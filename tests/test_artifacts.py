@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from leadre.artifacts import ArtifactError, Store, differences, fingerprint, origins, verify
+from leadre.artifacts import ArtifactError, Store, differences, fingerprint, origins, verify, world_size
 from leadre.settings import settings
 
 VERSION = 1
@@ -185,6 +185,106 @@ def test_a_killed_build_frees_its_lock_and_is_built_by_the_next(tmp_path):
     assert subprocess.run([*arguments, "die"], check=False).returncode == -signal.SIGKILL
     done = subprocess.run(arguments, check=True, capture_output=True, text=True, env=os.environ)
     assert (Path(done.stdout.strip()) / "done.txt").read_text() == "whole"
+
+
+TOGETHER = textwrap.dedent("""
+    import os, sys, time
+    from pathlib import Path
+    from leadre.artifacts import Store
+    VERSION = 1
+    def share(*, out):
+        rank, shared = os.environ["RANK"], out / "checkpoints"
+        (shared / f"rank{rank}.txt").write_text(rank)
+        (out / "own.txt").write_text(rank)
+        while rank == "0" and len(list(shared.iterdir())) < int(os.environ["WORLD_SIZE"]):
+            time.sleep(0.01)
+        if rank == "0":
+            (out / "all.txt").write_text("".join(sorted(path.read_text() for path in shared.iterdir())))
+    if os.environ["RANK"] == sys.argv[2]: time.sleep(1)
+    result = Store(Path(sys.argv[1])).make("share", share, None, together=True)
+    print((result.path / "all.txt").read_text(), (result.path / "own.txt").read_text(), result.reused)
+""")
+
+
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_processes_of_torchrun_that_start_at_once_build_a_result_together(tmp_path, late):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(tmp_path), late],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"RANK": rank, "WORLD_SIZE": "2"},
+        )
+        for rank in ("0", "1")
+    ]
+    assert [rank.communicate(timeout=60)[0] for rank in ranks] == ["01 0 False\n"] * 2
+    assert len(list(tmp_path.glob("share/*/"))) == 1
+
+
+def test_a_kill_between_the_manifest_and_the_move_costs_nothing(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def die_at_the_move(source, target):
+        if Path(source).suffix == ".partial":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", die_at_the_move)
+        with pytest.raises(KeyboardInterrupt):
+            Store(tmp_path).make("tree", grow, Setting(size=2))
+    assert [path.parent.suffix for path in tmp_path.glob("tree/*/manifest.json")] == [".partial"]
+    result = Store(tmp_path).make("tree", grow, Setting(size=2))
+    assert (len(built), result.path.suffix) == (1, "")
+    verify(result.path)
+
+
+def test_checkpoints_outlive_a_kill_while_the_result_is_hashed(tmp_path, monkeypatch):
+    def save(config: Setting, *, out: Path) -> None:
+        (out / "checkpoints").mkdir(exist_ok=True)
+        (out / "checkpoints" / "last.ckpt").write_text("step 5")
+        grow(config, out=out)
+
+    save.__module__ = grow.__module__
+    with monkeypatch.context() as patch:
+        patch.setattr("leadre.artifacts._sha256", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Store(tmp_path).make("tree", save, Setting(size=2))
+    assert [path.name for path in tmp_path.glob("tree/*.partial/checkpoints/*")] == ["last.ckpt"]
+    assert Store(tmp_path).make("tree", save, Setting(size=2)).path.is_dir()
+
+
+def test_metrics_without_a_checkpoint_are_not_taken_up(tmp_path):
+    key = Store(tmp_path / "first").make("tree", grow, Setting(size=2)).key
+    partial = tmp_path / "second" / "tree" / f"{key}.partial"
+    (partial / "checkpoints").mkdir(parents=True)
+    (partial / "metrics.jsonl").write_text("{}")
+    assert not (Store(tmp_path / "second").make("tree", grow, Setting(size=2)).path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({}, 1),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "0"}, 1),  # Lightning's own launch
+        ({"RANK": "1", "WORLD_SIZE": "4"}, 4),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, 1),  # a batch script without srun
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"}, 8),
+    ],
+)
+def test_the_number_of_processes_is_that_of_torchrun_or_srun(monkeypatch, told, expected):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert world_size() == expected
+
+
+def test_a_stored_result_has_the_fingerprint_of_its_files_without_reading_them(tmp_path):
+    result = Store(tmp_path).make("tree", grow, Setting(size=2))
+    told = fingerprint(str(result.path))
+    (result.path / "manifest.json").rename(tmp_path / "manifest.json")
+    assert fingerprint(str(result.path)) == told
 
 
 def test_a_result_leads_back_to_all_that_it_was_made_from_and_to_the_nearest_of_a_stage(tmp_path):

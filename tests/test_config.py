@@ -3,17 +3,19 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
-from leadre.config import CONF, ConfigError, RunConfig, check, load
+from leadre.config import CONF, ConfigError, RunConfig, check, load, load_generate
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in CONF.rglob("*.yaml") if path.parent != CONF)
 NEEDS = {
     "prompts=paper": ["sft/tuning=paper"],
+    "sft=ex_im_next_n": ["prompts.next_n=4"],
     "data=amazon_beauty": ["alignment=none"],
     "data=completejourney": ["alignment=none"],
 }
@@ -25,9 +27,15 @@ def _load(*overrides: str) -> RunConfig:
         return load(compose("run", list(overrides)))
 
 
-def _faults(*arguments: str) -> list[str]:
+@cache
+def _passes(name: str, *typed: str) -> None:
+    """Check a command line once, however often it is written down."""
+    check(typed, name=name)
+
+
+def _faults(*arguments: str, name: str = "run") -> list[str]:
     with pytest.raises(ConfigError) as told:
-        check(arguments)
+        check(arguments, name=name)
     return [line.strip() for line in str(told.value).splitlines()[1:]]
 
 
@@ -37,11 +45,12 @@ def test_there_are_options_to_test():
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_on_disk_composes_to_a_right_configuration(option):
-    needs = NEEDS.get(option, [])
-    check([option, *needs])
+    _passes("run", option, *NEEDS.get(option, []))
 
 
 def test_all_faults_are_told_at_once_each_by_its_key():
+    tasks = "'explicit', 'implicit', 'main', 'next_n' or 'next_n_control'"
+    curricula = sorted(path.stem for path in (CONF / "sft").glob("*.yaml"))
     assert _faults(
         "quantizer.levels=0",
         "quantizer.levles=3",
@@ -51,11 +60,11 @@ def test_all_faults_are_told_at_once_each_by_its_key():
         "quantiser=rqvae",
         "sft.stages=[{exlicit: 1}]",
     ) == [
-        "sft: no such option (got nope); choose from ex_im_main, ex_main, main_only, mix_main_ex, mix_main_im_ex",
+        f"sft: no such option (got nope); choose from {', '.join(curricula)}",
         "data.world.days: Input should be a valid integer (got 3.5)",
         "quantizer.levels: Input should be greater than or equal to 1 (got 0)",
         "quantizer.levles: unknown key (got 3)",
-        "sft.stages.0.exlicit: Input should be 'explicit', 'implicit' or 'main' (got exlicit)",
+        f"sft.stages.0.exlicit: Input should be {tasks} (got exlicit)",
         "decoding.beam_width: Input should be a valid integer (got abc)",
         "quantiser: unknown key (got rqvae)",
     ]
@@ -79,6 +88,20 @@ def test_a_summary_before_the_ads_it_counts_is_refused_with_the_remedies():
     assert "prompts.summary=false, or sft.tuning.loss_on=response" in fault
 
 
+@pytest.mark.parametrize(
+    ("task", "settings", "told"),
+    [
+        ("next_n", (), "set prompts.next_n above 1, or leave it out"),
+        ("next_n_control", ("prompts.next_n=2",), "set a seed as prompts.next_n_control, or leave it out"),
+    ],
+)
+def test_a_task_without_pairs_is_refused_before_anything_is_made(task, settings, told):
+    assert _faults(f"sft.stages=[{{explicit: 1}},{{main: 1, {task}: 1}}]", *settings) == [
+        f"sft.stages has the task {task!r}, which prompts make no pairs for: {told}"
+    ]
+    check([f"sft.stages=[{{{task}: 1}}]", "prompts.next_n=2", "prompts.next_n_control=0"])
+
+
 def test_alignment_without_impressions_is_refused_before_anything_is_trained():
     assert _faults("data=amazon_beauty") == [
         "alignment is 'dpo', but data=amazon_beauty has no impressions with ECPM, so there are no pairs to learn from: "
@@ -90,15 +113,57 @@ def test_alignment_without_impressions_is_refused_before_anything_is_trained():
     check(["data=completejourney", "alignment.preferences.reject_train_targets=true"])
 
 
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("abc", "decoding.beam_width: Input should be a valid integer (got abc)"),
+        ("0", "decoding.beam_width: Input should be greater than or equal to 1 (got 0)"),
+        ("[4,0,8]", "decoding.beam_width.1: Input should be greater than or equal to 1 (got 0)"),
+        ("null", "decoding.beam_width: Input should be a valid integer (got null)"),
+    ],
+)
+def test_a_number_or_a_list_of_them_is_told_as_one_setting(value, told):
+    assert _faults(f"decoding.beam_width={value}") == [told]
+
+
+def test_a_folder_of_filters_must_be_there_before_anything_runs(tmp_path):
+    told = "decoding.filters is 'nowhere', but there is no such folder: name the folder of the tables of filters, or "
+    assert _faults("decoding.filters=nowhere") == [told + "give null to filter nothing"]
+    assert _faults("model=x", "decoding.filters=nowhere", name="generate")[0].startswith(told)
+    check([f"decoding.filters={tmp_path}"])
+
+
+def test_lists_for_all_users_need_a_model_and_nothing_else():
+    assert _faults(name="generate") == ["model: is missing: give model=VALUE"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        run = load_generate(compose("generate", ["model=store/aligned/KEY"]))
+    assert (run.model, run.data, run.as_of, run.ray_actors) == ("store/aligned/KEY", None, None, None)
+    assert run.decoding == _load().decoding
+    assert (run.compute, run.store) == (_load().compute, _load().store)
+
+
+def test_all_faults_of_lists_for_all_users_are_told_at_once():
+    assert _faults("as_of=-1", "data.root=today", "prompts.profile=false", "ray_actors=0", name="generate") == [
+        "model: is missing: give model=VALUE",
+        'data: no option is chosen: give data=OPTION first (got {"root": "today"})',
+        "as_of: Input should be greater than or equal to 0 (got -1)",
+        "ray_actors: Input should be greater than or equal to 1 (got 0)",
+        'prompts: unknown key (got {"profile": false})',
+    ]
+    check(["model=KEY", "data=tables", "data.root=today", "as_of=1700000000"], name="generate")
+
+
 def test_every_command_in_the_readme_the_docs_and_the_heads_of_the_options_is_right():
     files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *CONF.rglob("*.yaml")]
     lines = [line for path in files for line in path.read_text().splitlines()]
-    found = [match for line in lines if (match := re.search(r"python (train|evaluate|index)\.py +([^`#]*)", line))]
+    found = [
+        match for line in lines if (match := re.search(r"python (train|evaluate|index|generate)\.py +([^`#]*)", line))
+    ]
     assert len(found) >= 60
     assert sum(entry == "index" for entry, _ in (match.groups() for match in found)) >= 5
     for entry, command in (match.groups() for match in found):
         typed = shlex.split(command.split("  ")[0].rstrip(".,;)"))
-        check(typed, name="index" if entry == "index" else "run")
+        _passes(entry if entry in ("index", "generate") else "run", *typed)
 
 
 def test_every_value_of_a_sweep_is_checked():
@@ -123,11 +188,11 @@ def test_numbers_with_an_exponent_are_numbers():
     assert _load("sft/tuning=paper", "prompts=paper").sft.tuning.learning_rate == 6e-5
 
 
-@pytest.mark.parametrize("entry", ["train.py", "evaluate.py", "index.py"])
+@pytest.mark.parametrize("entry", ["train.py", "evaluate.py", "index.py", "generate.py"])
 def test_a_wrong_configuration_ends_with_code_1_before_anything_heavy_is_imported(entry, tmp_path):
     program = f"""
 import runpy, sys
-sys.argv = ["{entry}", "quantizer.levels=0", "sft=nope"]
+sys.argv = ["{entry}", "decoding.num_ads=0", "compute=nope"]
 try:
     runpy.run_path("{ROOT / entry}", run_name="__main__")
 finally:
@@ -144,7 +209,7 @@ finally:
     )
     assert done.returncode == 1
     assert done.stdout.strip() == "heavy: []"
-    assert "quantizer.levels: Input should be greater than or equal to 1 (got 0)" in done.stderr
-    assert "sft: no such option (got nope)" in done.stderr
+    assert "decoding.num_ads: Input should be greater than or equal to 1 (got 0)" in done.stderr
+    assert "compute: no such option (got nope)" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())

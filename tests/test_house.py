@@ -21,7 +21,9 @@ MAY_IMPORT = {
     "baselines": {"data"},
     "prompts": {"data", "catalog"},
     "lm": {"catalog", "prompts"},
-    "decoding": {"catalog", "lm", "training"},
+    "decoding": {"catalog"},
+    # artifacts: a generation that was killed knows its parts again, and its ranks share them out.
+    "generation": {"artifacts", "catalog", "decoding", "lm", "training"},
     "sft": {"catalog", "lm", "decoding", "metrics", "training"},
     "alignment": {"data", "catalog", "lm", "metrics", "training"},
 }
@@ -61,6 +63,8 @@ def test_settings_import_nothing_heavy():
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_every_module_imports(path):
+    if path.name.startswith("triton_"):  # kernels for GPUs: their twins in torch run anywhere
+        pytest.importorskip("triton")
     importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
 
 

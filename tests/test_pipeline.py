@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 from hydra import compose, initialize_config_dir
 
-from leadre import pipeline, tables
-from leadre.artifacts import Store
-from leadre.config import CONF, load
+from leadre import job, pipeline, tables
+from leadre.artifacts import Result, Store
+from leadre.config import CONF, GenerateConfig, load, load_generate
 
 ROOT = Path(__file__).parent.parent
 SMALLEST = (
@@ -58,7 +58,7 @@ def test_the_main_path_runs_its_stages_in_the_order_it_reads(first):
 
 def test_no_list_holds_an_ad_outside_the_catalog_or_an_ad_twice(first):
     _, _, folders = first
-    lists = tables.read(tables.LISTS, folders["generations"] / "lists.parquet")
+    lists = tables.read(tables.LISTS, folders["generations"] / "lists")
     sids = tables.read(tables.SIDS, folders["catalog"] / "sids.parquet")
     assert lists.join(sids, on="ad_id", how="anti").is_empty()
     assert lists.select("user_id", "ad_id").is_duplicated().sum() == 0
@@ -140,6 +140,82 @@ def test_both_alignments_start_from_the_same_tuned_model(first):
     root, _, _ = first
     rrhf, _ = _run(root, "alignment=rrhf", FEW_PAIRS)
     assert [result.reused for result in rrhf.results if result.stage in {"sft", "aligned"}] == [True, True, False]
+
+
+def _daily(root: Path, *overrides: str) -> GenerateConfig:
+    typed = ["decoding.beam_width=10", "compute.threads=1", f"store.root={root}", *overrides]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return load_generate(compose("generate", typed))
+
+
+def _lists(store: Store, *overrides: str) -> pipeline.Listed:
+    return pipeline.generate_lists(_daily(store.root, *overrides), store)
+
+
+def test_every_user_gets_a_list_as_of_any_time_by_a_model_of_an_earlier_day(first):
+    root, _, folders = first
+    store = Store(root)
+    now = _lists(store, f"model={folders['aligned'].name}")
+    assert [(result.stage, result.reused) for result in store.results] == [("audience", False), ("generations", False)]
+    assert now.world.path == folders["world"]
+    users = tables.read(tables.USERS, folders["world"] / "users.parquet")
+    lists = tables.read(tables.LISTS, now.generations.path / "lists")
+    about = json.loads((now.audience.path / "prompts.json").read_text())
+    assert about["audience"] == {"users": users.height, "without_behavior": 0, "left_out": 0}
+    assert set(lists["user_id"]) == set(users["user_id"])
+    sids = tables.read(tables.SIDS, folders["catalog"] / "sids.parquet")
+    assert lists.join(sids, on="ad_id", how="anti").is_empty()
+    assert not lists.select("user_id", "ad_id").is_duplicated().any()
+
+
+def test_the_daily_batch_ends_with_a_few_users_the_figures_and_where_the_lists_lie(first, capsys):
+    root, _, folders = first
+    result = job.generate_lists(_daily(root, f"model={folders['aligned']}"), root, [])
+    text = capsys.readouterr().out
+    figures = result["figures"]
+    assert (figures["users"], figures["Invalid"], figures["Duplicate"]) == (200, 0.0, 0.0)
+    assert figures["users/s"] > 0
+    assert text.count("User user_") == text.count("  5. ") == job.NUM_SAMPLES
+    (lists,) = [line.split()[-1] for line in text.splitlines() if line.startswith("lists ") and "store" in line]
+    assert tables.read(tables.LISTS, Path(lists))["user_id"].n_unique() == 200
+
+
+def test_at_the_time_of_a_test_target_the_daily_list_is_the_evaluated_one(first):
+    """What is scored offline is what a platform would have shown then."""
+    root, _, folders = first
+    split = tables.read(tables.SPLIT, folders["world"] / "split.parquet").filter(pl.col("role") == "test")
+    user, time = split.sort("time").select("user_id", "time").row(-1)
+    then = _lists(Store(root), f"model={folders['aligned']}", f"as_of={time}")
+    evaluated, daily = (
+        tables.read(tables.LISTS, folder / "lists").filter(pl.col("user_id") == user)
+        for folder in (folders["generations"], then.generations.path)
+    )
+    assert daily["ad_id"].to_list() == evaluated["ad_id"].to_list()
+    assert daily["score"].to_list() == pytest.approx(evaluated["score"].to_list(), abs=1e-4)
+
+
+def test_what_is_no_model_is_named_with_the_remedy(first):
+    root, _, folders = first
+    for wrong in ("nope", str(folders["catalog"]), str(folders["aligned"].parent), folders["catalog"].name):
+        with pytest.raises(ValueError, match=rf"model is {wrong!r}, but .* is no model in a store: name an aligned or"):
+            _lists(Store(root), f"model={wrong}")
+
+
+def test_todays_world_must_speak_the_language_and_hold_behaviors(first, tmp_path):
+    root, _, folders = first
+    (tmp_path / "ads.csv").write_text("ad_id,name\nA,red tea\n")
+    typed = (f"model={folders['aligned'].name}", "data=tables", f"data.root={tmp_path}")
+    with pytest.raises(ValueError, match=r"data\.language is 'zh', but the model was trained with prompts in 'en'"):
+        _lists(Store(root), *typed, "data.language=zh")
+    with pytest.raises(ValueError, match=r"behaviors\.parquet has no row: lists are made from what users did"):
+        _lists(Store(root), *typed)
+
+
+def test_settings_of_prompts_that_a_model_of_old_does_not_have_are_named(tmp_path):
+    pairs = Result("pairs", "key", tmp_path, 0.0, True)
+    (tmp_path / "manifest.json").write_text(json.dumps({"config": {"profile": True, "gone": 1}}))
+    with pytest.raises(ValueError, match=r"no longer fit \(.*prompts\.gone: .*\): train it anew"):
+        pipeline._prompts_of(pairs)
 
 
 @pytest.mark.slow

@@ -10,24 +10,55 @@ import pytest
 
 from tests.test_pipeline import FEW_PAIRS, ROOT, SMALLEST
 
+DPO = (*SMALLEST, "alignment=dpo", FEW_PAIRS)
+SHELL = """
+import gc, json, os, runpy, sys
 
-def _type(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / arguments[0]), *arguments[1:], *SMALLEST],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+import leadre.job  # all that an entry imports takes seconds: once for all commands, and each runs in a fork
+from leadre.config import check
+
+check([])  # Hydra finds its plugins
+gc.freeze()  # no fork walks through all that again, not even at its end
+for line in sys.stdin:
+    folder, arguments, *outputs = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        for place, path in zip((1, 2), outputs):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), place)
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory):
+def type_(tmp_path_factory):
+    """Types a command in a folder: ``type_(folder, "train.py", "seed=1")``."""
+    outputs = [tmp_path_factory.mktemp("typed") / name for name in ("stdout", "stderr")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", SHELL], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as shell:
+
+        def type_(folder: Path, entry: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+            typed = [str(ROOT / entry), *arguments]
+            shell.stdin.write(json.dumps([str(folder), typed, *map(str, outputs)]) + "\n")
+            shell.stdin.flush()
+            code = int(shell.stdout.readline())
+            return subprocess.CompletedProcess(typed, code, *(path.read_text() for path in outputs))
+
+        yield type_
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, type_):
     """A sweep over two alignments, of which one cannot find a pair."""
     folder = tmp_path_factory.mktemp("runs")
     wrong = "alignment.preferences.min_log_ecpm_gap=0.2,99.0"
-    return folder, _type(folder, "train.py", "-m", "alignment=dpo", wrong, FEW_PAIRS, "hydra.sweep.dir=sweep")
+    typed = ["-m", *DPO, wrong, "hydra.sweep.dir=sweep"]
+    return folder, type_(folder, "train.py", *typed)
 
 
 def test_a_sweep_ends_with_one_table_that_shows_the_hole_and_why(swept):
@@ -39,12 +70,13 @@ def test_a_sweep_ends_with_one_table_that_shows_the_hole_and_why(swept):
     assert "left no pair" in table
     results = [json.loads((folder / "sweep" / job / "result.json").read_text()) for job in ("0", "1")]
     assert "LEADRE" in results[0]["scores"]["systems"]
+    assert results[0]["figures"]["Invalid"] == results[0]["figures"]["Duplicate"] == 0
     assert results[1]["error"].startswith("ValueError: alignment.preferences left no pair")
 
 
-def test_a_run_ends_with_the_table_the_report_and_the_path_of_every_result(swept):
+def test_a_run_ends_with_the_table_the_report_and_the_path_of_every_result(swept, type_):
     folder, _ = swept
-    done = _type(folder, "train.py", "alignment=dpo", FEW_PAIRS, "hydra.run.dir=run")
+    done = type_(folder, "train.py", *DPO, "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     assert "built" not in done.stdout
     assert all(system in done.stdout for system in ("LEADRE", "popularity", "linear", "oracle"))
@@ -59,34 +91,28 @@ def test_a_run_ends_with_the_table_the_report_and_the_path_of_every_result(swept
     assert files >= {"report.md", "index.md", "index.png", "result.json", "loss.png", "hr.png", "codebook.png"}
 
 
-def test_input_that_the_user_can_mend_is_told_without_a_traceback(swept):
+def test_input_that_the_user_can_mend_is_told_without_a_traceback(swept, type_):
     folder, _ = swept
-    done = _type(folder, "train.py", "alignment=dpo", "alignment.preferences.min_log_ecpm_gap=99.0", "hydra.run.dir=no")
+    done = type_(folder, "train.py", *DPO, "alignment.preferences.min_log_ecpm_gap=99.0", "hydra.run.dir=no")
     assert done.returncode == 1
     assert "left no pair" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_an_evaluation_trains_nothing_and_says_what_to_run_first(swept):
+def test_an_evaluation_trains_nothing_and_says_what_to_run_first(swept, type_):
     folder, _ = swept
-    other = _type(folder, "evaluate.py", "alignment=dpo", FEW_PAIRS, "decoding.beam_width=12", "hydra.run.dir=wider")
+    other = type_(folder, "evaluate.py", *DPO, "decoding.beam_width=12", "hydra.run.dir=wider")
     assert other.returncode == 0, other.stderr
-    missing = _type(folder, "evaluate.py", "alignment=none", "lm.seed=5", "hydra.run.dir=missing")
+    missing = type_(folder, "evaluate.py", *SMALLEST, "alignment=none", "lm.seed=5", "hydra.run.dir=missing")
     assert missing.returncode == 1
     assert "run train.py with the same settings first" in missing.stderr
 
 
-def test_a_sweep_of_indexes_needs_ads_alone_and_ends_with_one_table(tmp_path):
+def test_a_sweep_of_indexes_needs_ads_alone_and_ends_with_one_table(tmp_path, type_):
     (tmp_path / "ads.csv").write_text("ad_id,name\n" + "".join(f"ad{i},red tea {i}\n" for i in range(12)))
     typed = ["data=tables", f"data.root={tmp_path}", "quantizer=residual_kmeans", "quantizer.codebook_size=4"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "index.py"), "-m", *typed, "quantizer.levels=1,2", "hydra.sweep.dir=sweep"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = type_(tmp_path, "index.py", "-m", *typed, "quantizer.levels=1,2", "hydra.sweep.dir=sweep")
+    assert done.returncode == 0, done.stderr
     assert "Sweep of 2 runs" in done.stdout
     assert "can be indexed, not trained on" in done.stdout
     table = (tmp_path / "sweep" / "sweep.md").read_text()

@@ -1,177 +1,184 @@
-"""The verb ``generate``: a list of ads for every test user."""
+"""The verbs ``generate`` and ``generate_audience``: a list of ads for every test user, or for a whole user base."""
 
+import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
 import polars as pl
-import torch
-from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
-from safetensors.numpy import load_file
-from torch import Tensor, nn
+from rich.progress import Progress
 
 from leadre import tables
-from leadre.catalog import trie as tries
-from leadre.decoding.beam_search import Beams, beam_search, sid_tokens
+from leadre.artifacts import CHECKPOINTS, fingerprint, global_rank, world_size
 from leadre.decoding.config import DecodingConfig
-from leadre.lm.encode import RESPONSE
-from leadre.lm.model import AdLM
-from leadre.lm.model import load as load_model
+from leadre.generation import shards
+from leadre.generation.shards import Plan
+from leadre.generation.users import check_users, row_groups, user_ids
+from leadre.generation.worker import Job, Worker, make_part
 from leadre.training.config import ComputeConfig
-from leadre.training.device import set_up_device
+
+VERSION = 2
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-
-
-class Prompts(NamedTuple):
-    """The prompts of all users, one after the other.
-
-    Attributes:
-        ids: ``(T,)`` int32 token ids.
-        offsets: ``(N + 1,)`` int64; prompt ``n`` is ``ids[offsets[n] : offsets[n + 1]]``.
-    """
-
-    ids: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-
 
 def generate(
-    config: DecodingConfig, model: Path, catalog: Path, pairs: Path, tokens: Path, *, out: Path, compute: ComputeConfig
+    config: DecodingConfig, model: Path, catalog: Path, pairs: Path, *, out: Path, compute: ComputeConfig
 ) -> None:
     """Generate ``num_ads`` ads for every test user by constrained decoding (LEADRE 3.4, A.3).
 
-    Reads the model, the catalog, and the users and prompts of ``main.test``. Writes ``lists.parquet``
-    (in the order of the users) and ``generation.json``, which counts what is wrong with the written lists.
-
-    Raises:
-        ValueError: If the inputs do not belong together, or as for `leadre.decoding.beam_search.beam_search`.
+    The prompts are those of ``main.test.parquet``, whose responses are not read. See `generate_audience`.
     """
-    device = set_up_device(compute)
-    lm = load_model(model)
-    ads = tables.read(tables.SIDS, catalog / "sids.parquet")["ad_id"]
-    trie = tries.move(tries.load(catalog / "trie.safetensors"), device)
-    num_codes = json.loads((catalog / "tokens.json").read_text(encoding="utf-8"))["levels"]
-    users = tables.read(tables.PAIRS, pairs / "main.test.parquet")["user_id"]
-    prompts = read_prompts(tokens / "main.test.safetensors")
-    _check_inputs(users, prompts, leaves=len(trie.codes[-1]), ads=len(ads))
-
-    log.info("generation: %s users, beam width %s, on %s", len(users), config.beam_width, device)
-    beams = _decode(config, lm, trie, num_codes, prompts, device, progress=compute.progress)
-    lists = _lists(beams, users, ads, num_ads=config.num_ads)
-    tables.write(tables.LISTS, lists, out / "lists.parquet")
-    summary = check_lists(lists, users, ads)
-    (out / "generation.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    log.info("generation: %s", summary)
+    _generate(config, model, catalog, pairs, [pairs / "main.test.parquet"], out, compute, ray_actors=None)
 
 
-def read_prompts(path: Path) -> Prompts:
-    """Read an encoded file without the responses, so that no list can be made from the answer."""
-    arrays = load_file(path)
-    kept = arrays["kinds"] != RESPONSE
-    before = np.concatenate([[0], np.cumsum(kept)])  # (T + 1,) how many tokens are kept before each
-    return Prompts(arrays["ids"][kept], before[arrays["offsets"]].astype(np.int64))
+def generate_audience(
+    config: DecodingConfig,
+    model: Path,
+    catalog: Path,
+    audience: Path,
+    *,
+    out: Path,
+    compute: ComputeConfig,
+    ray_actors: int | None = None,
+) -> None:
+    """Generate ``num_ads`` ads for every user of an audience: what a platform makes every day.
 
+    Writes ``lists/part-00000.parquet`` and so on, tables LISTS in the order of the users, ``shard_users`` users each,
+    and ``generation.json``: what is wrong with the written lists, and how fast they were made.
 
-def batches(lengths: NDArray[np.int64], tokens_per_batch: int) -> Iterator[NDArray[np.int64]]:
-    """Cut prompts into batches of similar length, each of at most ``tokens_per_batch`` tokens with its padding.
-
-    A prompt that is longer than that makes a batch of its own. Longest first, so that a batch that does not
-    fit into memory fails at once.
+    Finished parts lie in ``checkpoints/lists`` until the last is there; a run that was killed goes on at the next
+    shard. Under torchrun every process makes its share of the shards, shard ``i`` that of rank ``i % world_size``,
+    and rank 0 waits for them all. Memory is that of one shard a process, whatever the number of users.
 
     Args:
-        lengths: ``(N,)`` tokens a prompt.
-        tokens_per_batch: The budget.
+        config: The settings; ``filters`` names a folder that is read as `leadre.generation.requests` tells.
+        model: The folder of the model.
+        catalog: The folder of the catalog that the model was made for.
+        audience: Tables PROMPTS in ``prompts-*.parquet``, taken in the order of their names, and ``prompts.json``.
+        out: Where the lists go.
+        compute: Where it runs.
+        ray_actors: The shards go to so many Ray actors, each with a model of its own; None makes them here.
 
-    Example:
-        >>> [batch.tolist() for batch in batches(np.array([2, 5, 2, 4]), 8)]
-        [[1], [3, 0], [2]]
+    Raises:
+        ValueError: If there is no prompt file, a prompt has no user, a user has two prompts, the inputs and the
+            settings do not belong together, or Ray is asked for under torchrun.
+        TableError: If a table is not as declared.
     """
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        size = max(1, tokens_per_batch // max(1, int(lengths[order[start]])))
-        yield order[start : start + size]
-        start += size
+    files = sorted(audience.glob("prompts-*.parquet"))
+    if not files:
+        raise ValueError(f"audience is {audience}, which has no prompts-*.parquet: compose an audience first")
+    _generate(config, model, catalog, audience, files, out, compute, ray_actors=ray_actors)
 
 
 def check_lists(lists: pl.DataFrame, users: pl.Series, ads: pl.Series) -> dict[str, int]:
     """Count what must not be: ads outside of the catalog, ads twice in a list, and users without a list."""
     return {
         "users": len(users),
+        "listed_ads": len(lists),
         "invalid_ads": int((~lists["ad_id"].is_in(ads.implode())).sum()),
         "duplicate_ads": lists.height - lists.select("user_id", "ad_id").n_unique(),
         "users_without_list": int((~users.is_in(lists["user_id"].implode())).sum()),
     }
 
 
-def _decode(
+def _generate(
     config: DecodingConfig,
-    lm: AdLM,
-    trie: tries.Trie,
-    num_codes: list[int],
-    prompts: Prompts,
-    device: torch.device,
+    model: Path,
+    catalog: Path,
+    prompts: Path,
+    files: Sequence[Path],
+    out: Path,
+    compute: ComputeConfig,
     *,
-    progress: bool,
-) -> Beams:
-    nn.Module.to(lm.model, device)  # Transformers' own `to` hides its arguments
-    plan = list(batches(np.diff(prompts.offsets), config.tokens_per_batch))
-    rows = torch.full((len(prompts.offsets) - 1, config.beam_width), -1)
-    scores = torch.full(rows.shape, -torch.inf)
-    console = Console(stderr=True)
-    for batch in track(plan, "Generating", console=console, disable=not (progress and sys.stderr.isatty())):
-        ids, mask = _padded(prompts, batch)
-        found = beam_search(
-            lm.model,
-            ids.to(device),
-            mask.to(device),
-            trie=trie,
-            sid_tokens=sid_tokens(lm.sid_offsets, num_codes),
-            beam_width=config.beam_width,
-            normalizer=config.normalizer,
-        )
-        rows[batch], scores[batch] = found.rows.cpu(), found.scores.cpu()
-    return Beams(rows, scores)
-
-
-def _padded(prompts: Prompts, batch: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """The prompts of a batch, ``(B, T)`` and padded on the right, and their mask."""
-    starts = prompts.offsets[batch][:, None]
-    lengths = prompts.offsets[batch + 1][:, None] - starts
-    column = np.arange(lengths.max())[None, :]
-    mask = column < lengths
-    ids = prompts.ids[np.where(mask, starts + column, 0)]
-    return torch.from_numpy(np.where(mask, ids, 0).astype(np.int64)), torch.from_numpy(mask.astype(np.int64))
-
-
-def _lists(beams: Beams, users: pl.Series, ads: pl.Series, *, num_ads: int) -> pl.DataFrame:
-    rows, scores = beams.rows[:, :num_ads].numpy(), beams.scores[:, :num_ads].numpy()
-    user, place = np.nonzero(rows >= 0)
-    return pl.DataFrame(
-        {
-            "user_id": users.gather(user),
-            "rank": (place + 1).astype(np.int32),
-            "ad_id": ads.gather(rows[user, place]),
-            "score": scores[user, place].astype(np.float64),
-        }
-    )
-
-
-def _check_inputs(users: pl.Series, prompts: Prompts, *, leaves: int, ads: int) -> None:
-    if len(users) != len(prompts.offsets) - 1:
+    ray_actors: int | None,
+) -> None:
+    start, cpu_start = time.monotonic(), time.process_time()
+    if ray_actors and world_size() > 1:
         raise ValueError(
-            f"tokens holds {len(prompts.offsets) - 1} prompts, but pairs holds {len(users)} users: "
-            "encode these same pairs"
+            f"ray_actors is {ray_actors} in {world_size()} processes: either shares out the shards; start one process "
+            "for Ray, or leave ray_actors out"
         )
-    if leaves != ads:
-        raise ValueError(f"catalog has a trie of {leaves} ads, but sids.parquet has {ads}: index it anew")
-    if users.null_count() or users.is_duplicated().any():
-        raise ValueError("pairs has a test row without a user or a user twice: a user gets one list")
+    about = json.loads((prompts / "prompts.json").read_text(encoding="utf-8"))
+    job = Job(config, model, catalog, row_groups(files), about["max_tokens"], about["soft_tokens"], compute)
+    plan = _plan(job, prompts, out / CHECKPOINTS / "lists")
+    if global_rank() == 0:
+        check_users(job.groups)
+        shards.lay(plan)
+    elif not shards.join(plan):
+        return
+    before = sum(len(users) for shard, users in enumerate(plan.shards) if plan.part(shard).exists())
+    log.info("generation: %s users in %s parts, %s users done", plan.about["users"], len(plan.shards), before)
+    _make_missing(job, plan, ray_actors)
+    if global_rank() == 0:
+        shards.wait(plan)
+        seconds = time.monotonic() - start
+        cpu_seconds = time.process_time() - cpu_start
+        summary = _summary(job, plan, made=plan.about["users"] - before, seconds=seconds, cpu_seconds=cpu_seconds)
+        (out / "generation.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        shards.publish(plan, out / "lists")
+        log.info("generation: %s", {name: value for name, value in summary.items() if name != "settings"})
+
+
+def _plan(job: Job, prompts: Path, folder: Path) -> Plan:
+    filters = job.config.filters
+    about = {
+        "version": VERSION,
+        "model": fingerprint(str(job.model)),
+        "catalog": fingerprint(str(job.catalog)),
+        "prompts": fingerprint(str(prompts)),
+        "filters": fingerprint(filters) if filters else None,
+        "settings": dataclasses.asdict(job.config) | {"filters": None},  # what lies there counts, not where
+    }
+    users = job.groups[-1].users.stop if job.groups else 0
+    return shards.make_plan(about, folder, users=users, shard_users=job.config.shard_users)
+
+
+def _make_missing(job: Job, plan: Plan, ray_actors: int | None) -> None:
+    """Make the parts that are this process's share and are not there yet."""
+    share = range(len(plan.shards)) if ray_actors else range(global_rank(), len(plan.shards), world_size())
+    todo = shards.missing(plan, share)
+    if not todo or not shards.is_open(plan):
+        return
+    if ray_actors:
+        from leadre.generation.ray_actors import make_parts
+
+        make_parts(job, plan, todo, num_actors=ray_actors)
+        return
+    worker = Worker(job)
+    pace = shards.Pace(sum(len(plan.shards[shard]) for shard in todo))
+    watched = job.compute.progress and sys.stderr.isatty() and global_rank() == 0
+    with Progress(console=Console(stderr=True), disable=not watched) as progress:
+        bar = progress.add_task("Generating", total=pace.left)
+        for shard in todo:
+            make_part(worker, plan, shard, done=lambda users: progress.advance(bar, users))
+            pace.made(len(plan.shards[shard]))
+
+
+def _summary(job: Job, plan: Plan, *, made: int, seconds: float, cpu_seconds: float) -> dict[str, Any]:
+    """What is in the written parts, read one at a time, and how fast this run made its share of them."""
+    ads = tables.read(tables.SIDS, job.catalog / "sids.parquet")["ad_id"]
+    counted: Counter[str] = Counter()
+    for shard, users in enumerate(plan.shards):
+        counted.update(check_lists(tables.read(tables.LISTS, plan.part(shard)), user_ids(job.groups, users), ads))
+    if counted["users_without_list"]:
+        log.warning("generation: %s users have no list: no ad may be shown to them", counted["users_without_list"])
+    listed = max(1, counted["listed_ads"])
+    return {
+        **counted,
+        "invalid_rate": counted["invalid_ads"] / listed,
+        "duplicate_rate": counted["duplicate_ads"] / listed,
+        **(shards.told_by(plan, 0)["kept"] or {}),
+        "parts": len(plan.shards),
+        "users_of_this_run": made,
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu_seconds, 2),  # of this process, all its threads together
+        "users_per_second": round(made / seconds, 2) if made else None,
+        "settings": dataclasses.asdict(job.config),
+    }

@@ -15,7 +15,7 @@ from leadre.metrics import diversity, ranking, uncertainty
 from leadre.metrics.config import MetricsConfig
 from leadre.metrics.ranking import NO_AD, Rows, Scores
 
-VERSION = 2
+VERSION = 3
 
 LEADRE = "LEADRE"
 ORACLE = "oracle"
@@ -52,7 +52,7 @@ def score(config: MetricsConfig, world: Path, catalog: Path, baselines: Path, ge
         world: Holds ``split``, ``ads`` and, for a synthetic world, ``oracle``.
         catalog: Holds ``sids``: the row order of the catalog.
         baselines: One table of lists a baseline; ``ltr`` holds the LTR labels.
-        generations: ``lists``: what LEADRE recommends.
+        generations: ``lists``, a folder of parts: what LEADRE recommends.
         out: Where the results go.
 
     Raises:
@@ -153,7 +153,7 @@ def read_lists(path: Path, users: pl.DataFrame, ads: pl.DataFrame, *, drop_outsi
 
 def _systems(world: Path, baselines: Path, generations: Path) -> dict[str, Path]:
     """The table of each system: LEADRE, the baselines by name, then the oracle of a synthetic world."""
-    found = {LEADRE: generations / "lists.parquet"}
+    found = {LEADRE: generations / "lists"}
     found |= {path.stem: path for path in sorted(baselines.glob("*.parquet")) if path.stem != LABELS}
     if (oracle := world / f"{ORACLE}.parquet").exists():
         found[ORACLE] = oracle
@@ -186,12 +186,16 @@ def _summary(config: MetricsConfig, lists: Lists, values: Mapping[str, Scores], 
     """The means over users, and what is wrong with the lists."""
     kept = ranking.deduplicate(lists.rows)
     sizes = (kept != NO_AD).sum(axis=1)
+    duplicates = int((lists.rows != NO_AD).sum() - sizes.sum())
+    listed = max(1, int((lists.rows != NO_AD).sum()) + lists.invalid)
     means = dict(zip(values, uncertainty.mean_of_scored(_table(values)).tolist(), strict=True))
     spread = diversity.global_concentration(lists.rows, categories, k=config.diversity_k)
     return means | {
         f"global_concentration@{config.diversity_k}": spread,
         "invalid_ads": lists.invalid,
-        "duplicate_ads": int((lists.rows != NO_AD).sum() - sizes.sum()),
+        "duplicate_ads": duplicates,
+        "invalid_rate": lists.invalid / listed,
+        "duplicate_rate": duplicates / listed,
         "empty_lists": int((sizes == 0).sum()),
         "short_lists": int((sizes < _longest_cut(config)).sum()),
         "other_users": lists.other_users,

@@ -13,7 +13,8 @@ METRICS_FILE = "metrics.jsonl"
 _READING = """\
 **How to read it.** *HR@K* is the share of users who find the ad that they clicked next among the first K of their
 list; *NDCG@K* counts a hit less the lower it stands; *LTRR@K* is the share of the ads of a ranker by value that the
-first K hold; *Diversity@K* is the effective number of categories among the first K. Higher is better everywhere."""
+first K hold; *Diversity@K* is the effective number of categories among the first K. Higher is better in all of them.
+*Invalid* is the share of a system's ads that the catalog does not have, *Duplicate* of those twice in a list."""
 
 _LONGEST_NAME = 80
 

@@ -19,7 +19,7 @@ def read_samples(world: Path, generations: Path, *, num_users: int) -> list[Samp
         generations: The folder of the lists.
         num_users: How many users at most.
     """
-    lists = tables.read(tables.LISTS, generations / "lists.parquet")
+    lists = tables.read(tables.LISTS, generations / "lists")
     targets = tables.read(tables.SPLIT, world / "split.parquet").filter(pl.col("role") == "test")
     users = lists["user_id"].unique(maintain_order=True).to_list()
     chosen = users[:: max(1, len(users) // num_users)][:num_users] if num_users else []

@@ -11,8 +11,13 @@ from rich.text import Text
 PAPER_COLUMNS = ("HR@1", "HR@4", "HR@8", "NDCG@4", "NDCG@8", "LTRR@4", "LTRR@8", "Diversity@8")
 """What the paper reports (LEADRE 5.1.2, 5.2.3)."""
 
+RATES = {"Invalid": "invalid_rate", "Duplicate": "duplicate_rate"}
+"""Columns of what must not be, and their names in ``scores.json``: the shares of a system's ads that are not in the
+catalog, and that stand twice in a list."""
+
 OURS = "LEADRE"
 ORACLE = "oracle"
+_ROOMY = 100
 NOTHING = "–"
 """Stands where a system has no number."""
 
@@ -34,7 +39,8 @@ class Grid(NamedTuple):
 def score_grid(scores: Mapping[str, Any]) -> Grid:
     """Lay out ``scores.json``: baselines, LEADRE, then the oracle of a synthetic world.
 
-    The best of each column stands out, the oracle left aside: it knows the world's true probabilities.
+    The rates of wrong ads, where they are known, are the last columns. The best of each other column stands out, the
+    oracle left aside: it knows the world's true probabilities.
 
     Args:
         scores: The content of ``scores.json``.
@@ -48,18 +54,21 @@ def score_grid(scores: Mapping[str, Any]) -> Grid:
     names = sorted(systems, key=lambda name: (name == ORACLE, name == OURS, name))
     columns = _columns(systems[names[0]])
     numbers = [[systems[name].get(column) for column in columns] for name in names]
+    rates = {column: rate for column, rate in RATES.items() if rate in systems[names[0]]}
     rows = tuple(
-        (plain_name(name), *(decimals(cell) for cell in row)) for name, row in zip(names, numbers, strict=True)
+        (plain_name(name), *map(decimals, row), *(share(systems[name].get(rate)) for rate in rates.values()))
+        for name, row in zip(names, numbers, strict=True)
     )
     rivals = [place for place, name in enumerate(names) if name != ORACLE]
     strong = {(row, column + 1) for column in range(len(columns)) for row in _best(numbers, rivals, column)}
     strong |= {(place, 0) for place, name in enumerate(names) if name == OURS}
-    return Grid(head=("", *columns), rows=rows, strong=frozenset(strong))
+    return Grid(head=("", *columns, *rates), rows=rows, strong=frozenset(strong))
 
 
 def show(scores: Mapping[str, Any], *, console: Console) -> None:
     """Print the table of scores with a line on the users below it."""
-    console.print(rich_table(score_grid(scores), title="Scores on the test users", caption=caption(scores)))
+    gap = 0 if console.width < _ROOMY else 1
+    console.print(rich_table(score_grid(scores), title="Scores on the test users", caption=caption(scores), gap=gap))
 
 
 def caption(scores: Mapping[str, Any]) -> str:
@@ -76,8 +85,15 @@ def caption(scores: Mapping[str, Any]) -> str:
     return f"{text} By chance {name} is {decimals(scores['chance'][name])}." if name else text
 
 
-def rich_table(grid: Grid, *, title: str, caption: str | None = None) -> Table:
-    """A table for a terminal; texts are shown as they are, whatever brackets they hold."""
+def rich_table(grid: Grid, *, title: str, caption: str | None = None, gap: int = 1) -> Table:
+    """A table for a terminal; texts are shown as they are, whatever brackets they hold.
+
+    Args:
+        grid: What it shows.
+        title: The line above it.
+        caption: What stands below it.
+        gap: Spaces between columns, beside the one that is always there.
+    """
     left: JustifyMethod = "left"
     table = Table(
         title=title,
@@ -85,14 +101,14 @@ def rich_table(grid: Grid, *, title: str, caption: str | None = None) -> Table:
         title_justify=left,
         caption_justify=left,
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=(0, gap, 0, 0),
         show_edge=False,
     )
     for place, name in enumerate(grid.head):
-        head = name.replace(" ", "\n").replace("Diversity@", "Diversity\n@")  # no wider than its numbers
+        head = _narrow(name)
         first = place == 0
         table.add_column(
-            Text(head), justify=left if first else "right", no_wrap=not first, min_width=12 if first else None
+            Text(head), justify=left if first else "right", no_wrap=not first, min_width=11 if first else None
         )
     for place, row in enumerate(grid.rows):
         styles = ("bold cyan" if (place, column) in grid.strong else "" for column in range(len(row)))
@@ -131,6 +147,20 @@ def decimals(number: float | None) -> str:
     return NOTHING if number is None else f"{number:.4f}"
 
 
+def share(number: float | None) -> str:
+    """A rate in percent, or a dash for no number; a small one is not told as none.
+
+    Example:
+        >>> share(0.0), share(0.0123), share(0.00001), share(None)
+        ('0%', '1.23%', '<.01%', '–')
+    """
+    if number is None:
+        return NOTHING
+    if 0 < number < 0.0001:
+        return "<.01%"
+    return f"{number:.2%}" if 0 < number < 0.1 else f"{number:.0%}"
+
+
 def plain_name(name: str) -> str:
     """A name for readers: ``own_history`` is shown as ``own history``."""
     return name.replace("_", " ")
@@ -141,6 +171,13 @@ def _columns(system: Mapping[str, Any]) -> tuple[str, ...]:
     if all(column in system for column in PAPER_COLUMNS):
         return PAPER_COLUMNS
     return tuple(name for name in system if name.split("@")[0] in {"HR", "NDCG", "LTRR", "Diversity"})
+
+
+def _narrow(name: str) -> str:
+    """The head of a column, in lines no wider than its numbers."""
+    for long, broken in (("Diversity", "Diver-\nsity"), ("Invalid", "In-\nvalid"), ("Duplicate", "Dupli-\ncate")):
+        name = name.replace(long, broken)
+    return name.replace(" ", "\n")
 
 
 def _best(numbers: Sequence[Sequence[float | None]], rivals: Sequence[int], column: int) -> list[int]:

@@ -1,4 +1,5 @@
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 def world_config():
     """The tiny world, with overrides such as ``clicks.intent=0.0``."""
 
+    @cache
     def configure(*overrides: str, name: str = "tiny") -> WorldConfig:
         with initialize_config_dir(str(CONF), version_base=None):
             composed = compose(overrides=[f"+data/world={name}", *(f"data.world.{text}" for text in overrides)])

@@ -6,7 +6,7 @@ from leadre.adworld.auction import pools
 from leadre.adworld.catalog import START, ads_frame, alive, draw_catalog
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def catalog(world_config):
     return draw_catalog(world_config(name="paper").ads, 90, 0)
 

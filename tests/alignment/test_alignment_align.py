@@ -1,6 +1,7 @@
 """The whole stage on a toy world, its resume, and the modules' steps and guards."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -189,9 +190,10 @@ def test_dropout_is_off_in_training(tmp_path, compute, logger):
 # the stage
 
 
-@pytest.fixture
-def inputs(tmp_path):
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
     """Folders model, world, catalog, pairs, tokens: 20 users with 3 clicks (train, valid, test) and 5 impressions."""
+    root = tmp_path_factory.mktemp("inputs")
     rng = np.random.default_rng(1)
     names = [f"ad{i:02}" for i in range(16)]
     split, impressions, samples = [], [], []
@@ -202,7 +204,7 @@ def inputs(tmp_path):
         impressions += [(user, ad, 10 * (i + 1), float(rng.lognormal()), 0.1, True) for i, ad in enumerate(picks[:3])]
         impressions += [(user, ad, 12, float(rng.lognormal()), 0.2, False) for ad in picks[3:7]]
         samples.append([*rng.integers(1, 20, rng.integers(2, 9)), 20, 24, 28])
-    folders = {name: tmp_path / name for name in ("model", "world", "catalog", "pairs", "tokens")}
+    folders = {name: root / name for name in ("model", "world", "catalog", "pairs", "tokens")}
     for folder in folders.values():
         folder.mkdir()
     save(lm(), folders["model"])
@@ -213,7 +215,7 @@ def inputs(tmp_path):
     sids = [(name, list(sid), "") for name, sid in zip(names, ADS, strict=True)]
     frame = {"schema": tables.SIDS.schema, "orient": "row"}
     tables.write(tables.SIDS, pl.DataFrame(sids, **frame), folders["catalog"] / "sids.parquet")
-    pairs = [(f"u{n:02}", "ad00", [], [], [], []) for n in range(20)]
+    pairs = [(f"u{n:02}", "ad00", [], [], [], [], []) for n in range(20)]
     frame = {"schema": tables.PAIRS.schema, "orient": "row"}
     tables.write(tables.PAIRS, pl.DataFrame(pairs, **frame), folders["pairs"] / "main.train.parquet")
     kinds = [[0] * (len(sample) - 3) + [2] * 3 for sample in samples]
@@ -234,10 +236,21 @@ def aligned(inputs, out, compute, logger, kind="dpo", **changes):
     return load_file(out / "model.safetensors")
 
 
+@pytest.fixture(scope="module")
+def whole(inputs, compute, logger, tmp_path_factory):
+    """The folder of an unbroken alignment of a kind, and its weights."""
+
+    @cache
+    def whole(kind):
+        out = tmp_path_factory.mktemp(kind)
+        return out, aligned(inputs, out, compute, logger, kind)
+
+    return whole
+
+
 @pytest.mark.parametrize("kind", ["dpo", "rrhf"])
-def test_the_stage_writes_a_model_that_prefers_the_chosen_ads(tmp_path, inputs, compute, logger, kind):
-    out = tmp_path / "out"
-    aligned(inputs, out, compute, logger, kind)
+def test_the_stage_writes_a_model_that_prefers_the_chosen_ads(whole, kind):
+    out, _ = whole(kind)
     assert load(out).sid_offsets == OFFSETS
     pairs = tables.read(PREFERENCES, out / "preferences.parquet")
     account = json.loads((out / "preferences.json").read_text())
@@ -259,9 +272,8 @@ def test_the_reference_is_taken_in_the_precision_of_training(tmp_path, inputs, c
     assert load(out).model.dtype == (torch.bfloat16 if precision == "bf16-true" else torch.float32)
 
 
-def test_no_pair_of_the_stage_holds_a_held_out_target(tmp_path, inputs, compute, logger):
-    aligned(inputs, tmp_path / "out", compute, logger)
-    pairs = tables.read(PREFERENCES, tmp_path / "out" / "preferences.parquet")
+def test_no_pair_of_the_stage_holds_a_held_out_target(inputs, whole):
+    pairs = tables.read(PREFERENCES, whole("dpo")[0] / "preferences.parquet")
     split = tables.read(tables.SPLIT, inputs["world"] / "split.parquet")
     held_out = split.filter(pl.col("role") != "train")
     for column in ("chosen_ad", "rejected_ad"):
@@ -270,8 +282,8 @@ def test_no_pair_of_the_stage_holds_a_held_out_target(tmp_path, inputs, compute,
 
 
 @pytest.mark.parametrize("kind", ["dpo", "rrhf"])
-def test_a_killed_alignment_goes_on_to_the_same_weights(tmp_path, inputs, compute, logger, monkeypatch, kind):
-    whole = aligned(inputs, tmp_path / "whole", compute, logger, kind)
+def test_a_killed_alignment_goes_on_to_the_same_weights(tmp_path, inputs, whole, compute, logger, monkeypatch, kind):
+    out, weights = whole(kind)
     module = {"dpo": Dpo, "rrhf": Rrhf}[kind]
     step = module.training_step
 
@@ -285,18 +297,18 @@ def test_a_killed_alignment_goes_on_to_the_same_weights(tmp_path, inputs, comput
         aligned(inputs, tmp_path / "killed", compute, logger, kind)
     monkeypatch.undo()
     resumed = aligned(inputs, tmp_path / "killed", compute, logger, kind)
-    assert whole.keys() == resumed.keys()
-    assert all(whole[name].tobytes() == resumed[name].tobytes() for name in whole)
-    assert (tmp_path / "whole/metrics.csv").read_text() == (tmp_path / "killed/metrics.csv").read_text()
+    assert weights.keys() == resumed.keys()
+    assert all(weights[name].tobytes() == resumed[name].tobytes() for name in weights)
+    assert (out / "metrics.csv").read_text() == (tmp_path / "killed/metrics.csv").read_text()
 
 
-def test_seed_0_is_a_seed(tmp_path, inputs, compute, logger):
+def test_seed_0_is_a_seed(tmp_path, inputs, whole, compute, logger):
     runs = [
-        aligned(inputs, tmp_path / name, compute, logger, tuning=CONFIG["tuning"] | {"seed": seed})
-        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+        aligned(inputs, tmp_path / str(seed), compute, logger, tuning=CONFIG["tuning"] | {"seed": seed})
+        for seed in (0, 1)
     ]
-    a, b, c = (run["model.embed_tokens.weight"].tobytes() for run in runs)
-    assert a == b != c
+    first, again, other = (run["model.embed_tokens.weight"].tobytes() for run in (whole("dpo")[1], *runs))
+    assert first == again != other
 
 
 def test_a_world_without_pairs_says_so_before_any_model_is_loaded(tmp_path, inputs, compute, logger, monkeypatch):

@@ -173,7 +173,7 @@ def test_truth_values_are_read_from_text(tmp_path):
 @settings(deadline=None, max_examples=60)
 @given(cells=st.lists(st.tuples(st.text(), st.integers(-5, 5)), max_size=8))
 def test_any_text_comes_back_from_json_lines_or_is_refused(tmp_path_factory, cells):
-    path = tmp_path_factory.mktemp("any") / "b.jsonl"
+    path = tmp_path_factory.getbasetemp() / "b.jsonl"
     rows = [{"user_id": text, "item_id": "a", "domain": "ad", "action": "x", "time": time} for text, time in cells]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     read = files.read(path, tables.BEHAVIORS)
@@ -185,7 +185,7 @@ def test_any_text_comes_back_from_json_lines_or_is_refused(tmp_path_factory, cel
 @given(raw=st.binary(max_size=200))
 def test_no_bytes_crash_the_reader_and_no_line_is_lost(tmp_path_factory, raw):
     for name in ("b.jsonl", "b.csv"):
-        path = tmp_path_factory.mktemp("any") / name
+        path = tmp_path_factory.getbasetemp() / name
         path.write_bytes((HEADER.encode() + b"\n" if name == "b.csv" else b"") + raw)
         try:
             read = files.read(path, tables.BEHAVIORS)

@@ -1,6 +1,7 @@
 import json
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import polars as pl
@@ -133,6 +134,7 @@ def refused(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@cache
 def composed(*overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         plain = OmegaConf.to_container(compose("run", list(overrides)).data, resolve=True)
@@ -287,12 +289,19 @@ def test_the_example_is_whole(tmp_path, monkeypatch):
     assert frames["ads"]["description"][0] in (ROOT / "docs/data.md").read_text()
 
 
-def test_a_simulated_world_is_gathered_with_its_oracle(tmp_path):
-    frames, world, path = gathered(composed("data=synthetic", "data/world=tiny"), tmp_path / "out")
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """The folder of a simulated world, and what `gathered` gives of it."""
+    out = tmp_path_factory.mktemp("simulated") / "out"
+    return out, *gathered(composed("data=synthetic", "data/world=tiny"), out)
+
+
+def test_a_simulated_world_is_gathered_with_its_oracle(simulated):
+    out, frames, world, path = simulated
     assert path.read_text() == ""
     assert (world["name"], world["language"]) == ("synthetic", "en")
     assert world["read"] == {f"simulated {name}": frames[name].height for name in WRITTEN if name != "split"}
-    oracle = tables.read(tables.LISTS, tmp_path / "out" / "oracle.parquet")
+    oracle = tables.read(tables.LISTS, out / "oracle.parquet")
     tested = frames["split"].filter(role="test")["user_id"]
     assert set(oracle["user_id"]) == set(tested)
     assert frames["behaviors"].equals(frames["behaviors"].sort("user_id", "time", maintain_order=True))
@@ -324,8 +333,8 @@ def test_a_world_in_which_nobody_can_be_tested_is_told_and_can_be_indexed(bad_co
     assert (world["users_with_test"], world["users_without_test"]) == (0, 1)
 
 
-def test_no_history_of_a_simulated_world_reaches_its_target(tmp_path):
-    frames, _, _ = gathered(composed("data=synthetic", "data/world=tiny"), tmp_path / "out")
+def test_no_history_of_a_simulated_world_reaches_its_target(simulated):
+    _, frames, _, _ = simulated
     split, behaviors = frames["split"], frames["behaviors"]
     history = histories(behaviors, split, 90)
     assert (history["time"] < split["time"][history["target"]]).all()

@@ -1,92 +1,55 @@
-"""The verb generate: lists for the test users, and nothing that must not be in them."""
+"""The verbs: lists for test users and audiences, and nothing that must not be in them."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 import torch
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
-from safetensors.numpy import save_file
-from tokenizers import Tokenizer, models
-from transformers import HunYuanDenseV1Config, HunYuanDenseV1ForCausalLM, PreTrainedTokenizerFast
 
 from leadre import tables
-from leadre.catalog import sids as names
 from leadre.catalog import trie as tries
 from leadre.decoding.beam_search import beam_search, sid_tokens
 from leadre.decoding.config import DecodingConfig
-from leadre.decoding.generate import batches, check_lists, generate, read_prompts
-from leadre.lm.model import AdLM, load, save
-
-SIDS = [[0, 0], [0, 2], [1, 1], [2, 0], [2, 1], [2, 2]]
-PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8], [2], [9, 9, 1, 1]]
-TARGETS = [0, 5, 3, 2]
-
-
-def config(**changes):
-    return DecodingConfig(**{"beam_width": 4, "num_ads": 3, "normalizer": "full", "tokens_per_batch": 8} | changes)
-
-
-def save_tokens(path, prompts=PROMPTS, targets=TARGETS):
-    """The prompts as the encoder writes them, with the answer behind each."""
-    targets = targets[: len(prompts)]
-    answers = [[10 + SIDS[row][0], 13 + SIDS[row][1]] for row in targets]
-    rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    kinds = [[0] * (len(row) - 2) + [2, 2] for row in rows]
-    arrays = {
-        "ids": np.concatenate(rows).astype(np.int32),
-        "kinds": np.concatenate(kinds).astype(np.uint8),
-        "offsets": np.cumsum([0, *map(len, rows)]).astype(np.int64),
-        "targets": np.array(targets, dtype=np.int32),
-    }
-    save_file(arrays, path)
-
-
-def save_users(path, users):
-    rows = [{"user_id": user, "ad_id": "ad0", "head": [], "lead": [], "behaviors": [], "tail": []} for user in users]
-    tables.write(tables.PAIRS, pl.DataFrame(rows, schema=tables.PAIRS.schema), path)
+from leadre.generation.generate import check_lists, generate, generate_audience
+from leadre.lm.model import load
 
 
 @pytest.fixture
-def folders(tmp_path):
-    model, catalog, pairs, tokens = (tmp_path / name for name in ("model", "catalog", "pairs", "tokens"))
-    for folder in (model, catalog, pairs, tokens, tmp_path / "out"):
-        folder.mkdir()
-    torch.manual_seed(0)
-    shape = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "initializer_range": 0.5}
-    network = HunYuanDenseV1ForCausalLM(HunYuanDenseV1Config(**shape, **heads, eos_token_id=None))
-    words = Tokenizer(models.WordLevel({str(word): word for word in range(10)}, unk_token="0"))
-    save(AdLM(network, PreTrainedTokenizerFast(tokenizer_object=words), (10, 13), ()), model)
-    listed = {"ad_id": [f"ad{row}" for row in range(6)], "sid": SIDS, "name": [names.name(sid) for sid in SIDS]}
-    tables.write(tables.SIDS, pl.DataFrame(listed, schema=tables.SIDS.schema), catalog / "sids.parquet")
-    tries.save(tries.build(torch.tensor(SIDS)), catalog / "trie.safetensors")
-    (catalog / "tokens.json").write_text(json.dumps({"levels": [3, 3], "tokens": names.token_names([3, 3])}))
-    save_users(pairs / "main.test.parquet", ["u3", "u1", "u2", "u0"])
-    save_tokens(tokens / "main.test.safetensors")
-    return model, catalog, pairs, tokens
+def listed(tiny, compute):
+    """Make lists of the audience; each call begins with an empty folder."""
+
+    def make(**changes):
+        shutil.rmtree(tiny.out)
+        tiny.out.mkdir()
+        generate_audience(tiny.config(**changes), *tiny.inputs, out=tiny.out, compute=compute)
+        return tables.read(tables.LISTS, tiny.out / "lists")
+
+    return make
 
 
-def test_every_user_gets_the_best_ads_of_the_search(folders, tmp_path, compute):
-    generate(config(), *folders, out=tmp_path / "out", compute=compute)
-    lists = tables.read(tables.LISTS, tmp_path / "out" / "lists.parquet")
-    assert lists["user_id"].to_list() == [user for user in ("u3", "u1", "u2", "u0") for _ in range(3)]
-    assert lists["rank"].to_list() == [1, 2, 3] * 4
-    lm = load(folders[0])
-    for number, prompt in enumerate(PROMPTS):
-        ids = torch.tensor([prompt])
+def summary(tiny):
+    return json.loads((tiny.out / "generation.json").read_text())
+
+
+def test_every_user_gets_the_best_ads_of_the_search_in_the_order_of_the_users(tiny, listed):
+    lists = listed()
+    assert lists["user_id"].to_list() == [user for user in tiny.users for _ in range(3)]
+    assert lists["rank"].to_list() == [1, 2, 3] * 10
+    lm = load(tiny.model)
+    for number in range(10):
+        ids = torch.tensor([tiny.words_of(number)])
         found = beam_search(
             lm.model,
             ids,
             torch.ones_like(ids),
-            trie=tries.build(torch.tensor(SIDS)),
+            trie=tries.build(torch.tensor(tiny.sids)),
             sid_tokens=sid_tokens((10, 13), (3, 3)),
-            beam_width=4,
+            beam_width=6,
             normalizer="full",
         )
         own = lists[3 * number : 3 * number + 3]
@@ -94,96 +57,158 @@ def test_every_user_gets_the_best_ads_of_the_search(folders, tmp_path, compute):
         assert own["score"].to_list() == pytest.approx(found.scores[0, :3].tolist(), abs=1e-5)
 
 
-def test_the_summary_counts_what_is_in_the_lists(folders, tmp_path, compute):
-    generate(config(), *folders, out=tmp_path / "out", compute=compute)
-    summary = json.loads((tmp_path / "out" / "generation.json").read_text())
-    assert summary == {"users": 4, "invalid_ads": 0, "duplicate_ads": 0, "users_without_list": 0}
+def test_test_users_get_their_lists_from_the_pairs_whose_responses_are_not_read(tiny, compute):
+    pairs = tiny.audience.with_name("pairs")
+    pairs.mkdir()
+    (pairs / "prompts.json").write_text((tiny.audience / "prompts.json").read_text())
+    tiny.save_prompts(pairs / "main.test.parquet", tiny.users, table=tables.PAIRS)
+    generate(tiny.config(), tiny.model, tiny.catalog, pairs, out=tiny.out, compute=compute)
+    found = tables.read(tables.LISTS, tiny.out / "lists")
+    answered = pl.read_parquet(pairs / "main.test.parquet").with_columns(ad_id=pl.lit("no ad of the catalog"))
+    answered.write_parquet(pairs / "main.test.parquet")
+    generate(tiny.config(), tiny.model, tiny.catalog, pairs, out=tiny.out, compute=compute)
+    assert tables.read(tables.LISTS, tiny.out / "lists").equals(found)
+    generate_audience(tiny.config(), *tiny.inputs, out=tiny.out, compute=compute)
+    assert tables.read(tables.LISTS, tiny.out / "lists").equals(found)
 
 
-def test_the_answer_behind_a_prompt_does_not_change_its_list(folders, tmp_path, compute):
-    generate(config(), *folders, out=tmp_path / "out", compute=compute)
-    before = (tmp_path / "out" / "lists.parquet").read_bytes()
-    save_tokens(folders[3] / "main.test.safetensors", targets=[5, 0, 1, 4])
-    generate(config(), *folders, out=tmp_path / "out", compute=compute)
-    assert (tmp_path / "out" / "lists.parquet").read_bytes() == before
-
-
-@pytest.mark.parametrize("budget", [1, 7, 1000])
-def test_the_batches_do_not_change_the_lists(folders, tmp_path, compute, budget):
-    generate(config(), *folders, out=tmp_path / "out", compute=compute)
-    expected = tables.read(tables.LISTS, tmp_path / "out" / "lists.parquet")
-    generate(config(tokens_per_batch=budget), *folders, out=tmp_path / "out", compute=compute)
-    found = tables.read(tables.LISTS, tmp_path / "out" / "lists.parquet")
+@pytest.mark.parametrize("changes", [{"shard_users": size} for size in (1, 2, 5, 100)] + [{"tokens_per_batch": 1000}])
+def test_neither_shards_nor_batches_change_the_lists(tiny, listed, changes):
+    expected = listed()
+    found = listed(**changes)
     assert found.drop("score").equals(expected.drop("score"))
+    assert found["score"].to_list() == pytest.approx(expected["score"].to_list(), abs=1e-5)
 
 
-def test_a_catalog_smaller_than_the_list_is_listed_whole(folders, tmp_path, compute):
-    generate(config(beam_width=20, num_ads=20), *folders, out=tmp_path / "out", compute=compute)
-    lists = tables.read(tables.LISTS, tmp_path / "out" / "lists.parquet")
-    for _, own in lists.group_by("user_id"):
-        assert sorted(own["ad_id"]) == [f"ad{row}" for row in range(6)]
+def test_parts_hold_their_shard_of_users_in_order(tiny, listed):
+    listed(shard_users=4)
+    parts = sorted((tiny.out / "lists").iterdir())
+    assert [part.name for part in parts] == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    users = [tables.read(tables.LISTS, part)["user_id"].unique(maintain_order=True).to_list() for part in parts]
+    assert users == [tiny.users[:4], tiny.users[4:8], tiny.users[8:]]
 
 
-def test_a_progress_bar_is_for_terminals_alone(folders, tmp_path, compute, capsys):
-    shown = type(compute)(**{**vars(compute), "progress": True})
-    generate(config(), *folders, out=tmp_path / "out", compute=shown)
-    assert "Generating" not in capsys.readouterr().err
-
-
-def test_responses_never_reach_a_prompt(tmp_path):
-    save_tokens(tmp_path / "x.safetensors")
-    found = read_prompts(tmp_path / "x.safetensors")
-    cut = [found.ids[low:high].tolist() for low, high in zip(found.offsets, found.offsets[1:], strict=False)]
-    assert cut == PROMPTS
-
-
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 60))
-def test_batches_hold_every_prompt_once_and_keep_the_budget(lengths, budget):
-    plan = list(batches(np.array(lengths), budget))
-    assert sorted(np.concatenate(plan).tolist()) == list(range(len(lengths)))
-    for batch in plan:
-        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
+def test_the_summary_counts_what_is_in_the_lists_and_tells_the_pace(tiny, listed):
+    listed()
+    told = summary(tiny)
+    assert told.pop("seconds") > 0
+    assert told.pop("cpu_seconds") > 0
+    assert told.pop("users_per_second") > 0
+    assert told.pop("settings") == dataclasses.asdict(tiny.config())
+    assert told == {
+        "users": 10,
+        "listed_ads": 30,
+        "invalid_ads": 0,
+        "duplicate_ads": 0,
+        "users_without_list": 0,
+        "invalid_rate": 0.0,
+        "duplicate_rate": 0.0,
+        "parts": 4,
+        "users_of_this_run": 10,
+    }
 
 
 def test_wrong_lists_are_counted():
     rows = [("u", 1, "a"), ("u", 2, "a"), ("v", 1, "gone"), ("v", 2, "b")]
     lists = pl.DataFrame([(*row, 0.0) for row in rows], schema=tables.LISTS.schema, orient="row")
-    summary = check_lists(lists, pl.Series(["u", "v", "w"]), pl.Series(["a", "b"]))
-    assert summary == {"users": 3, "invalid_ads": 1, "duplicate_ads": 1, "users_without_list": 1}
+    found = check_lists(lists, pl.Series(["u", "v", "w"]), pl.Series(["a", "b"]))
+    assert found == {"users": 3, "listed_ads": 4, "invalid_ads": 1, "duplicate_ads": 1, "users_without_list": 1}
 
 
-def test_tokens_of_other_pairs_are_refused(folders, tmp_path, compute):
-    save_tokens(folders[3] / "main.test.safetensors", PROMPTS[:3])
-    with pytest.raises(ValueError, match="tokens holds 3 prompts, but pairs holds 4 users"):
-        generate(config(), *folders, out=tmp_path / "out", compute=compute)
+def test_a_catalog_smaller_than_the_list_is_listed_whole(tiny, listed):
+    for _, own in listed(beam_width=20, num_ads=20).group_by("user_id"):
+        assert sorted(own["ad_id"]) == tiny.ads
 
 
-def test_a_user_twice_is_refused(folders, tmp_path, compute):
-    save_users(folders[2] / "main.test.parquet", ["u", "v", "u", "w"])
-    with pytest.raises(ValueError, match="a user twice"):
-        generate(config(), *folders, out=tmp_path / "out", compute=compute)
+def test_a_width_for_each_level_is_taken_and_too_few_are_refused(tiny, listed):
+    first_code = dict(zip(tiny.ads, [sid[0] for sid in tiny.sids], strict=True))
+    for _, own in listed(beam_width=(1, 6)).group_by("user_id"):  # one beam leaves the root
+        assert own["ad_id"].replace_strict(first_code).n_unique() == 1
+    with pytest.raises(
+        ValueError, match=r"beam_width is \[2, 3, 4\], for 3 levels, but S-IDs of this catalog have 2: give one number"
+    ):
+        listed(beam_width=(2, 3, 4))
 
 
-def test_a_trie_of_another_catalog_is_refused(folders, tmp_path, compute):
-    tries.save(tries.build(torch.tensor(SIDS[:4])), folders[1] / "trie.safetensors")
-    with pytest.raises(ValueError, match=r"trie of 4 ads, but sids\.parquet has 6"):
-        generate(config(), *folders, out=tmp_path / "out", compute=compute)
+def test_several_ads_a_beam_give_lists_without_duplicates(tiny, listed):
+    lists = listed(next_n=2, num_ads=5, beam_width=20)
+    assert lists.group_by("user_id").len()["len"].to_list() == [5] * 10
+    assert summary(tiny)["duplicate_ads"] == 0
 
 
-def test_more_ads_than_beams_are_refused_by_name():
-    with pytest.raises(ValidationError, match=r"num_ads is 5, but beam_width is 4: .*decoding\.beam_width must be"):
-        config(num_ads=5)
+def test_an_audience_without_users_has_an_empty_table_of_lists(tiny, listed):
+    tiny.save_prompts(tiny.audience / "prompts-00000.parquet", [])
+    (tiny.audience / "prompts-00001.parquet").unlink()
+    assert listed().is_empty()
+    assert (summary(tiny)["users"], summary(tiny)["users_per_second"]) == (0, None)
 
 
-@pytest.mark.parametrize("changes", [{"beam_width": 0}, {"num_ads": 0}, {"normalizer": "none"}, {"beam_width": 2.0}])
-def test_values_out_of_range_are_refused(changes):
+def test_a_progress_bar_is_for_terminals_alone_and_the_pace_for_the_log(tiny, compute, capsys, caplog):
+    shown = dataclasses.replace(compute, progress=True)
+    with caplog.at_level("INFO"):
+        generate_audience(tiny.config(), *tiny.inputs, out=tiny.out, compute=shown)
+    assert "Generating" not in capsys.readouterr().err
+    assert "users/s; 0 users left" in caplog.text
+
+
+def test_a_user_twice_is_refused_across_files(tiny, listed):
+    tiny.save_prompts(tiny.audience / "prompts-00001.parquet", ["u99", "u03", "u03"])
+    with pytest.raises(ValueError, match="has the user 'u03' 3 times: a user gets one list; keep one prompt a user"):
+        listed()
+
+
+def test_a_folder_without_prompts_is_refused(tiny, compute):
+    with pytest.raises(ValueError, match=r"which has no prompts-\*\.parquet: compose an audience first"):
+        generate_audience(tiny.config(), tiny.model, tiny.catalog, tiny.model, out=tiny.out, compute=compute)
+
+
+def test_a_table_without_the_columns_of_prompts_is_refused(tiny, listed):
+    pl.DataFrame({"user_id": [1]}).write_parquet(tiny.audience / "prompts-00001.parquet")
+    with pytest.raises(tables.TableError, match=r"prompts-00001\.parquet is no prompts table: .*'user_id' is Int64"):
+        listed()
+
+
+def test_a_trie_of_another_catalog_is_refused(tiny, compute, tmp_path):
+    catalog = shutil.copytree(tiny.catalog, tmp_path / "other")
+    tries.save(tries.build(torch.tensor(tiny.sids[:4])), catalog / "trie.safetensors")
+    with pytest.raises(ValueError, match=r"trie of 4 ads, but sids\.parquet has 6: index it anew"):
+        generate_audience(tiny.config(), tiny.model, catalog, tiny.audience, out=tiny.out, compute=compute)
+
+
+def test_prompts_with_more_learnable_tokens_than_the_model_are_refused(tiny, listed):
+    (tiny.audience / "prompts.json").write_text(json.dumps({"max_tokens": 20, "soft_tokens": 2}))
+    with pytest.raises(ValueError, match=r"has 0 learnable tokens, but prompts\.soft_tokens is 2: compose the prompts"):
+        listed()
+
+
+def test_more_ads_than_beams_are_refused_by_name(tiny):
+    with pytest.raises(ValidationError, match=r"num_ads is 5, but beam_width is 4 and next_n 1: .*decoding\.num_ads"):
+        tiny.config(num_ads=5, beam_width=4)
+    assert tiny.config(num_ads=8, beam_width=4, next_n=2).num_ads == 8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"beam_width": 0},
+        {"beam_width": 2.0},
+        {"beam_width": ()},
+        {"num_ads": 0},
+        {"normalizer": "none"},
+        {"engine": "fast"},
+        {"weights": "w4"},
+        {"shard_users": 0},
+        {"next_n": 0},
+        {"filters": ""},
+    ],
+)
+def test_values_out_of_range_are_refused(tiny, changes):
     with pytest.raises(ValidationError):
-        config(**changes)
+        tiny.config(**changes)
 
 
-@pytest.mark.parametrize("variant", ["default", "level", "trie"])
-def test_the_shipped_configurations_are_valid(variant):
-    read = {name: yaml.safe_load(Path(f"conf/decoding/{name}.yaml").read_text()) for name in ("default", variant)}
-    read[variant].pop("defaults", None)
-    found = TypeAdapter(DecodingConfig).validate_json(json.dumps(read["default"] | read[variant]))
-    assert found.normalizer == ("full" if variant == "default" else variant)
+@pytest.mark.parametrize("path", sorted(Path("conf/decoding").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_configurations_are_valid(path):
+    read = [yaml.safe_load(file.read_text()) for file in (path.with_name("default.yaml"), path)]
+    read[1].pop("defaults", None)
+    TypeAdapter(DecodingConfig).validate_json(json.dumps(read[0] | read[1]))

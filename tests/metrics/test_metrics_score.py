@@ -21,6 +21,7 @@ CONFIG = MetricsConfig(**SETTINGS)
 ADS = ["c", "a", "b", "d"]  # the catalog's order is that of the S-IDs, not of the names
 CLICKED = {"u1": "a", "u2": "b", "u3": "c", "u4": "gone"}
 LEADRE_LISTS = {"u1": ["a", "b"], "u2": ["gone", "b"], "u5": ["a"], "stranger": ["d"]}
+PART = "lists/part-00000.parquet"
 POPULAR = {"u1": ["c", "a"], "u2": ["c", "a"], "u3": ["c", "a"]}
 LABELS = {"u1": ["a", "b", "c", "d"], "u2": ["d"]}
 
@@ -33,7 +34,7 @@ def lists(of_user):
 @pytest.fixture
 def folders(tmp_path):
     made = {name: tmp_path / name for name in ("world", "catalog", "baselines", "generations", "out")}
-    for folder in made.values():
+    for folder in (*made.values(), made["generations"] / "lists"):
         folder.mkdir()
     categories = {"a": "food", "b": "food", "c": None, "d": "books"}
     rows = [
@@ -55,7 +56,7 @@ def folders(tmp_path):
     tables.write(tables.SIDS, sids, made["catalog"] / "sids.parquet")
     tables.write(tables.LISTS, lists(POPULAR), made["baselines"] / "popularity.parquet")
     tables.write(tables.LISTS, lists(LABELS), made["baselines"] / "ltr.parquet")
-    tables.write(tables.LISTS, lists(LEADRE_LISTS), made["generations"] / "lists.parquet")
+    tables.write(tables.LISTS, lists(LEADRE_LISTS), made["generations"] / PART)
     return made
 
 
@@ -93,6 +94,7 @@ def test_what_is_wrong_with_the_lists_is_counted(folders):
         "short_lists": 2,
         "other_users": 2,
     }
+    assert (leadre["invalid_rate"], leadre["duplicate_rate"]) == (1 / 4, 0)  # of u1's two ads and u2's two
 
 
 def test_the_place_of_the_clicked_ad_is_told_for_each_user_and_system(folders):
@@ -123,19 +125,29 @@ def test_the_labels_are_no_system_and_the_oracle_is_one_where_it_exists(folders)
 
 
 def test_a_duplicate_ad_is_dropped_and_counted(folders):
-    tables.write(tables.LISTS, lists({"u1": ["b", "b", "a"]}), folders["generations"] / "lists.parquet")
+    tables.write(tables.LISTS, lists({"u1": ["b", "b", "a"]}), folders["generations"] / PART)
     leadre = scored(folders)["systems"]["LEADRE"]
     assert leadre["duplicate_ads"] == 1
+    assert leadre["duplicate_rate"] == 1 / 3
     assert leadre["HR@2"] == pytest.approx(1 / 3)
 
 
 def test_the_same_files_give_the_same_bytes_whatever_the_order_of_their_rows(folders):
     scored(folders)
     before = [(folders["out"] / name).read_bytes() for name in ("scores.json", "per_user.parquet")]
-    for path in (folders["world"] / "split.parquet", folders["generations"] / "lists.parquet"):
+    for path in (folders["world"] / "split.parquet", folders["generations"] / PART):
         pl.read_parquet(path).reverse().write_parquet(path)
     scored(folders)
     assert before == [(folders["out"] / name).read_bytes() for name in ("scores.json", "per_user.parquet")]
+
+
+def test_the_parts_of_lists_are_scored_as_one_table(folders):
+    whole = scored(folders)
+    given = lists(LEADRE_LISTS)
+    for number, user in enumerate(LEADRE_LISTS):
+        path = folders["generations"] / f"lists/part-{number:05d}.parquet"
+        tables.write(tables.LISTS, given.filter(user_id=user), path)
+    assert scored(folders) == whole
 
 
 def test_without_labels_ltrr_is_null_and_everything_else_stays(folders):
@@ -147,8 +159,9 @@ def test_without_labels_ltrr_is_null_and_everything_else_stays(folders):
 
 
 def test_an_empty_table_of_lists_scores_nothing(folders):
-    tables.write(tables.LISTS, lists({}), folders["generations"] / "lists.parquet")
-    assert scored(folders)["systems"]["LEADRE"]["HR@2"] == 0
+    tables.write(tables.LISTS, lists({}), folders["generations"] / PART)
+    leadre = scored(folders)["systems"]["LEADRE"]
+    assert (leadre["HR@2"], leadre["invalid_rate"], leadre["duplicate_rate"]) == (0, 0, 0)
 
 
 def test_a_cut_behind_the_end_of_every_list_is_warned_of(folders, caplog):
@@ -158,7 +171,7 @@ def test_a_cut_behind_the_end_of_every_list_is_warned_of(folders, caplog):
 
 
 def test_broken_tables_are_refused(folders):
-    lists_path, split_path = folders["generations"] / "lists.parquet", folders["world"] / "split.parquet"
+    lists_path, split_path = folders["generations"] / PART, folders["world"] / "split.parquet"
     good = pl.read_parquet(lists_path)
     tables.write(tables.LISTS, good.with_columns(pl.col("rank") + 1), lists_path)
     with pytest.raises(ValueError, match=r"ranks of user 'stranger' \(one of 4\) are not 1..n, each once"):
@@ -176,7 +189,7 @@ def test_broken_tables_are_refused(folders):
 def test_ads_outside_the_catalog_leave_the_oracles_lists_alone(folders):
     given = lists({"u1": ["gone", "a"], "u2": ["gone", "d", "b"], "u3": ["gone"]})
     tables.write(tables.LISTS, given, folders["world"] / "oracle.parquet")
-    tables.write(tables.LISTS, given, folders["generations"] / "lists.parquet")
+    tables.write(tables.LISTS, given, folders["generations"] / PART)
     scores = scored(folders)
     oracle, leadre = scores["systems"]["oracle"], scores["systems"]["LEADRE"]
     assert (oracle["HR@1"], oracle["HR@2"], oracle["invalid_ads"]) == pytest.approx((1 / 3, 2 / 3, 0))

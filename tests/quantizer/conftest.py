@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,16 +35,17 @@ class Ran(NamedTuple):
 def configured():
     """A shipped configuration by name, with changes."""
 
-    def configured(name, **changes):
+    @cache
+    def shipped(name):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = compose(overrides=[f"+quantizer={name}", "+seed=0"])
         plain = OmegaConf.to_container(composed, resolve=True)["quantizer"]
-        return replace(TypeAdapter(QuantizerConfig).validate_json(json.dumps(plain), strict=True), **changes)
+        return TypeAdapter(QuantizerConfig).validate_json(json.dumps(plain), strict=True)
 
-    return configured
+    return lambda name, **changes: replace(shipped(name), **changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run(compute, logger):
     """Runs the stage in a folder; ad i is ``ad<i>`` and has a text of its own unless told otherwise."""
 
@@ -62,6 +64,17 @@ def run(compute, logger):
         return Ran(out, listed["ad_id"].to_list(), np.array(listed["codes"].to_list()), report)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def ran(run, configured, clusters, tmp_path_factory):
+    """A run on ``clusters(num_ads)`` that no test changes: made once for all that ask for the same."""
+
+    @cache
+    def ran(name, num_ads=40, **changes):
+        return run(tmp_path_factory.mktemp("ran"), clusters(num_ads), configured(name, **changes))
+
+    return ran
 
 
 @pytest.fixture(scope="session")

@@ -60,13 +60,13 @@ def test_new_ads_get_the_nearest_codes_of_the_stored_network(tmp_path, run, conf
 
 
 @each_kind
-def test_day_after_day_is_as_two_days_where_nothing_is_spread(tmp_path, run, configured, clusters, name, changes):
+def test_day_after_day_is_as_two_days_where_nothing_is_spread(tmp_path, ran, run, configured, clusters, name, changes):
     if changes.get("shuffled"):
         pytest.skip("new texts are handed around among those of their day")
     if name != "random":
         changes = {**changes, "spread_last_level": False}
     x, config = clusters(24), configured(name, **changes)
-    first = run(tmp_path / "1", x[:12], config)
+    first = ran(name, 12, **changes)
     second = run(tmp_path / "2", x[:18], config, previous=first.out)
     third = run(tmp_path / "3", x, config, previous=second.out)
     at_once = run(tmp_path / "at once", x, config, previous=first.out)
@@ -75,9 +75,9 @@ def test_day_after_day_is_as_two_days_where_nothing_is_spread(tmp_path, run, con
 
 
 @each_kind
-def test_a_day_without_new_ads_changes_nothing(tmp_path, run, configured, clusters, name, changes):
+def test_a_day_without_new_ads_changes_nothing(tmp_path, ran, run, configured, clusters, name, changes):
     x, config = clusters(12), configured(name, **changes)
-    before = run(tmp_path / "before", x, config)
+    before = ran(name, 12, **changes)
     today = run(tmp_path / "today", x[3:5], config, ad_ids=["ad3", "ad4"], previous=before.out)
     assert (today.out / "codes.parquet").read_bytes() == (before.out / "codes.parquet").read_bytes()
     assert (today.out / "rows.parquet").read_bytes() == (before.out / "rows.parquet").read_bytes()
@@ -87,12 +87,12 @@ def test_a_day_without_new_ads_changes_nothing(tmp_path, run, configured, cluste
 
 @each_kind
 def test_a_new_ad_with_a_known_text_gets_its_codes_also_of_a_retired_ad(
-    tmp_path, run, configured, clusters, name, changes
+    tmp_path, ran, run, configured, clusters, name, changes
 ):
     x, config = clusters(12), configured(name, **changes)
-    before = run(tmp_path / "before", x, config, texts=[f"text{i}" for i in range(12)])
+    before = ran(name, 12, **changes)  # the text of an ad is its id
     today = run(
-        tmp_path / "today", x[[3, 7]], config, ad_ids=["new", "other"], texts=["text3", "text7"], previous=before.out
+        tmp_path / "today", x[[3, 7]], config, ad_ids=["new", "other"], texts=["ad3", "ad7"], previous=before.out
     )
     assert today.ad_ids[12:] == ["new", "other"]
     assert today.codes[12:].tolist() == before.codes[[3, 7]].tolist()
@@ -100,10 +100,10 @@ def test_a_new_ad_with_a_known_text_gets_its_codes_also_of_a_retired_ad(
 
 
 @pytest.mark.parametrize("name", ["tiny", "residual_kmeans"])
-def test_a_new_text_at_the_place_of_an_old_one_takes_a_free_last_code(tmp_path, run, configured, clusters, name):
-    x = clusters(12)
-    config = configured(name, levels=2, codebook_size=8, spread_last_level=True)
-    before = run(tmp_path / "before", x, config)
+def test_a_new_text_at_the_place_of_an_old_one_takes_a_free_last_code(tmp_path, ran, run, configured, clusters, name):
+    x, changes = clusters(12), {"levels": 2, "codebook_size": 8, "spread_last_level": True}
+    config = configured(name, **changes)
+    before = ran(name, 12, **changes)
     again = np.concatenate([x, x[:3]])
     today = run(tmp_path / "today", again, config, previous=before.out)
     assert today.codes[12:, 0].tolist() == before.codes[:3, 0].tolist()
@@ -112,10 +112,10 @@ def test_a_new_text_at_the_place_of_an_old_one_takes_a_free_last_code(tmp_path, 
     assert len(np.unique(plain.codes, axis=0)) < 15
 
 
-def test_an_ad_whose_text_changed_keeps_its_codes_and_says_so(tmp_path, run, configured, clusters, caplog):
+def test_an_ad_whose_text_changed_keeps_its_codes_and_says_so(tmp_path, ran, run, configured, clusters, caplog):
     x, config = clusters(12), configured("tiny")
-    before = run(tmp_path / "before", x, config, texts=[f"text{i}" for i in range(12)])
-    texts = ["other", *(f"text{i}" for i in range(1, 12)), "text0"]  # and a new ad has the old text of ad0
+    before = ran("tiny", 12)  # the text of an ad is its id
+    texts = ["other", *(f"ad{i}" for i in range(1, 12)), "ad0"]  # and a new ad has the old text of ad0
     today = run(tmp_path / "today", np.concatenate([x[::-1], x[:1]]), config, texts=texts, previous=before.out)
     assert today.codes[:12].tolist() == before.codes.tolist()
     assert today.codes[12].tolist() == before.codes[0].tolist()
@@ -154,15 +154,15 @@ def test_collisions_are_told_of_todays_ads_and_not_of_those_that_left(tmp_path, 
     assert "2 ads, 2 distinct texts; before the extra code 0.00 % collide" in caplog.text
 
 
-def test_yesterdays_embeddings_are_not_looked_at(tmp_path, run, configured, clusters):
+def test_yesterdays_embeddings_are_not_looked_at(tmp_path, ran, run, configured, clusters):
     """Old vectors that are not finite would be refused on the first day."""
-    x, config = clusters(12), configured("tiny")
-    before = run(tmp_path / "before", x[:10], config)
-    x[:10] = np.nan
+    x, config = clusters(14), configured("tiny")
+    before = ran("tiny", 12)
+    x[:12] = np.nan
     today = run(tmp_path / "today", x, config, previous=before.out)
-    assert today.codes[:10].tolist() == before.codes.tolist()
-    x[11] = np.inf
-    with pytest.raises(ValueError, match="embeddings of 1 ads are not finite, the first is ad 'ad11'"):
+    assert today.codes[:12].tolist() == before.codes.tolist()
+    x[13] = np.inf
+    with pytest.raises(ValueError, match="embeddings of 1 ads are not finite, the first is ad 'ad13'"):
         run(tmp_path / "broken", x, config, previous=before.out)
 
 
@@ -174,22 +174,22 @@ def test_a_first_day_of_equal_embeddings_has_no_error_to_measure_drift_by(tmp_pa
     assert (today.report["new"]["reconstruction_error"], today.report["new"]["drift"]) == (None, None)
 
 
-def test_what_does_not_fit_the_stored_quantizer_is_refused(tmp_path, run, configured, clusters):
+def test_what_does_not_fit_the_stored_quantizer_is_refused(tmp_path, ran, run, configured, clusters):
     config = configured("tiny")
-    before = run(tmp_path / "before", clusters(12), config)
+    before = ran("tiny", 12)
     told = r"quantizer.json: input_dim is 6, but today's is 5: .* or leave out previous_catalog"
     with pytest.raises(ValueError, match=told):
         run(tmp_path / "width", clusters(13, dim=5), config, previous=before.out)
     with pytest.raises(ValueError, match=r"quantizer.json: kind is 'rqvae', but today's is 'residual_kmeans'"):
         run(tmp_path / "kind", clusters(13), configured("residual_kmeans"), previous=before.out)
-    drawn = run(tmp_path / "drawn", clusters(12), configured("random", levels=2, codebook_size=4))
+    drawn = ran("random", 12, levels=2, codebook_size=4)
     with pytest.raises(ValueError, match=r"codebook_sizes is \[4, 4\], but today's is \[4, 4, 4\]"):
         run(tmp_path / "more", clusters(13), configured("random", levels=3, codebook_size=4), previous=drawn.out)
 
 
-def test_a_previous_folder_that_is_broken_is_refused(tmp_path, run, configured, clusters):
+def test_a_previous_folder_that_is_broken_is_refused(tmp_path, ran, run, configured, clusters):
     config = configured("tiny")
-    before = run(tmp_path / "before", clusters(12), config)
+    before = ran("tiny", 12)
 
     def broken(name):
         folder = tmp_path / name

@@ -53,13 +53,14 @@ def test_the_diagnostics_tell_what_the_codes_are(tmp_path, run, configured, clus
     assert report["new"] is None
 
 
-@each_option
-@pytest.mark.parametrize("name", ["tiny", "residual_kmeans"])
-def test_the_stored_quantizer_gives_the_stored_codes(tmp_path, run, configured, clusters, name, options):
-    if name == "residual_kmeans":
-        options = {"levels": 2, "codebook_size": 8}
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*(("tiny", options) for options in OPTIONS.values()), ("residual_kmeans", {"levels": 2, "codebook_size": 8})],
+    ids=[*OPTIONS, "residual_kmeans"],
+)
+def test_the_stored_quantizer_gives_the_stored_codes(ran, clusters, name, options):
     x = clusters()
-    out, _, codes, report = run(tmp_path, x, configured(name, spread_last_level=False, **options))
+    out, _, codes, report = ran(name, spread_last_level=False, **options)
     network = load(out)
     assert network.codebook_sizes == [8, 8] == json.loads((out / "quantizer.json").read_text())["codebook_sizes"]
     assert network.quantize(torch.from_numpy(x)).codes.tolist() == codes.tolist()
@@ -79,9 +80,9 @@ def test_training_rebuilds_embeddings_and_tells_clusters_apart(tmp_path, run, co
     assert report["collision_rate_distinct"] == 0.0
 
 
-def test_ads_that_share_their_nearest_codes_are_spread_only_when_asked(tmp_path, run, configured, clusters):
-    _, _, kept, plain = run(tmp_path / "kept", clusters(), configured("tiny", spread_last_level=False))
-    _, _, spread, report = run(tmp_path / "spread", clusters(), configured("tiny", spread_last_level=True))
+def test_ads_that_share_their_nearest_codes_are_spread_only_when_asked(ran):
+    _, _, kept, plain = ran("tiny", spread_last_level=False)
+    _, _, spread, report = ran("tiny", spread_last_level=True)
     assert kept[:, 0].tolist() == spread[:, 0].tolist()
     assert plain["collision_rate_distinct"] == report["collision_rate_nearest"] > report["collision_rate_distinct"]
 
@@ -104,40 +105,39 @@ def test_the_seed_tells_everything(tmp_path, run, configured, clusters):
 
 
 @each_option
-def test_each_option_changes_the_training_and_only_when_it_is_set(tmp_path, run, configured, clusters, options):
-    plain = run(tmp_path / "plain", clusters(), configured("tiny"))
+def test_each_option_changes_the_training_and_only_when_it_is_set(ran, options):
     off = {"codebook": "gradient", "ema_decay": 0.5, "sinkhorn_iterations": 3, "sinkhorn_levels": "all"}
-    changed = run(tmp_path / "changed", clusters(), configured("tiny", **(options or off)))
-    weights = [(ran.out / "quantizer.safetensors").read_bytes() for ran in (plain, changed)]
+    plain, changed = (ran("tiny", spread_last_level=False, **changes) for changes in ({}, options or off))
+    weights = [(one.out / "quantizer.safetensors").read_bytes() for one in (plain, changed)]
     assert (weights[0] != weights[1]) == bool(options)
 
 
 @each_option
-@pytest.mark.parametrize("dies_at", [5, 9])
-def test_a_killed_training_goes_on_to_the_same_codes(
-    tmp_path, run, configured, clusters, monkeypatch, dies_at, options
-):
+def test_a_training_killed_twice_goes_on_to_the_same_codes(tmp_path, run, configured, clusters, monkeypatch, options):
     x, config = clusters(20), configured("tiny", codebook_size=16, **options)  # codes go unused: there are restarts
     whole = run(tmp_path / "whole", x, config)
-    step = RQVAEModule.training_step
+    step, deaths, begun = RQVAEModule.training_step, [5, 9], []
 
     def dying(self, batch):
-        if self.global_step == dies_at:
+        begun.append(self.global_step)
+        if self.global_step in deaths:
+            deaths.remove(self.global_step)
             raise RuntimeError("killed")
         return step(self, batch)
 
     monkeypatch.setattr(RQVAEModule, "training_step", dying)
-    with pytest.raises(RuntimeError, match="killed"):
-        run(tmp_path / "killed", x, config)
-    monkeypatch.undo()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="killed"):
+            run(tmp_path / "killed", x, config)
     resumed = run(tmp_path / "killed", x, config)
+    assert begun == [*range(6), *range(3, 10), *range(9, 20)]  # a checkpoint every three steps
     assert resumed.codes.tolist() == whole.codes.tolist()
     for name in ("quantizer.safetensors", "metrics.csv", "diagnostics.json"):
         assert (resumed.out / name).read_bytes() == (whole.out / name).read_bytes()
 
 
-def test_metrics_tell_losses_usage_perplexity_and_collisions(tmp_path, run, configured, clusters):
-    out = run(tmp_path, clusters(), configured("tiny")).out
+def test_metrics_tell_losses_usage_perplexity_and_collisions(ran):
+    out = ran("tiny", spread_last_level=False).out
     header = (out / "metrics.csv").read_text().splitlines()[0].split(",")
     codebooks = {f"{figure}_{level}" for figure in ("usage", "perplexity") for level in (1, 2)}
     train = {"reconstruction_loss", "quantization_loss", "collision_rate", *codebooks}
@@ -250,7 +250,7 @@ def test_no_more_than_a_block_is_rebuilt_at_once_and_no_level_but_the_last_is_ke
 def test_options_bear_equal_embeddings_and_a_single_ad(tmp_path, run, configured, options):
     for name, rows in (("equal", 5), ("one", 1)):
         x = np.zeros((rows, 4), np.float32)
-        _, _, codes, report = run(tmp_path / name, x, configured("tiny", **options))
+        _, _, codes, report = run(tmp_path / name, x, configured("tiny", steps=10, **options))
         assert len(np.unique(codes, axis=0)) == rows
         assert np.isfinite(report["reconstruction_error"])
 

@@ -52,8 +52,15 @@ def made(tmp_path, **changes):
     return path.read_text()
 
 
-def test_the_report_tells_the_scores_the_pictures_and_the_places(tmp_path):
-    text = made(tmp_path)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a report, and its text."""
+    folder = tmp_path_factory.mktemp("report")
+    return folder, made(folder)
+
+
+def test_the_report_tells_the_scores_the_pictures_and_the_places(whole):
+    folder, text = whole
     headings = re.findall(r"^#+ (.*)$", text, flags=re.M)
     assert headings == [
         "LEADRE on a made-up world",
@@ -68,25 +75,26 @@ def test_the_report_tells_the_scores_the_pictures_and_the_places(tmp_path):
     assert "| **LEADRE** | **0.3100** |" in text
     assert "extra code: 12.5% of the ads" in text
     assert "- counts, ads: 300" in text
-    assert f"| world | 0.4 s | reused | `{tmp_path / 'store' / 'world' / 'def'}` |" in text
+    assert f"| world | 0.4 s | reused | `{folder / 'store' / 'world' / 'def'}` |" in text
     assert "| sft: main | 1 min 15 s | built |" in text
 
 
-def test_every_picture_that_the_page_shows_lies_beside_it(tmp_path):
-    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", made(tmp_path))
+def test_every_picture_that_the_page_shows_lies_beside_it(whole):
+    folder, text = whole
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
     assert pictures == ["loss.png", "hr.png", "codebook.png"]
-    assert all((tmp_path / picture).stat().st_size > 1000 for picture in pictures)
+    assert all((folder / picture).stat().st_size > 1000 for picture in pictures)
 
 
-def test_a_sample_shows_the_clicked_ad_in_its_place(tmp_path):
-    text = made(tmp_path)
+def test_a_sample_shows_the_clicked_ad_in_its_place(whole):
+    _, text = whole
     assert "**User u\\*1**: likes: tea → clicks: kettle" in text
     assert "1. Green tea\n2. **Cup \\| saucer** ← clicked\n3. Pot" in text
     assert "Clicked next: Cup \\| saucer (place 2)." in text
 
 
 def test_a_sample_without_a_hit_or_an_ad_says_so(tmp_path):
-    text = made(tmp_path, samples=[SAMPLE._replace(rank=None, recommended=[], behaviors=[])])
+    text = made(tmp_path, stages=[], samples=[SAMPLE._replace(rank=None, recommended=[], behaviors=[])])
     assert "(not in the list)" in text
     assert "No ad." in text
     assert "no behavior" in text

@@ -10,7 +10,7 @@ def folders(tmp_path):
     """Two users, u1 and u2; u1 clicked ad a1 at time 30 after two behaviors, and saw something later."""
     world, lists = tmp_path / "world", tmp_path / "lists"
     world.mkdir()
-    lists.mkdir()
+    (lists / "lists").mkdir(parents=True)
     ad = dict.fromkeys(tables.ADS.columns) | {"attributes": [], "description": "text"}
     ads = [ad | {"ad_id": "a1", "name": "Trail shoes"}, ad | {"ad_id": "a2"}]
     tables.write(tables.ADS, pl.DataFrame(ads, schema=tables.ADS.schema), world / "ads.parquet")
@@ -28,7 +28,8 @@ def folders(tmp_path):
     split = [("u1", "train", "a2", 20), ("u1", "test", "a1", 30), ("u2", "test", "a2", 50)]
     tables.write(tables.SPLIT, pl.DataFrame(split, schema=tables.SPLIT.schema, orient="row"), world / "split.parquet")
     rows = [("u1", 1, "a2", -0.1), ("u1", 2, "a1", -0.2), ("u2", 1, "a1", -0.1)]
-    tables.write(tables.LISTS, pl.DataFrame(rows, schema=tables.LISTS.schema, orient="row"), lists / "lists.parquet")
+    part = lists / "lists" / "part-00000.parquet"
+    tables.write(tables.LISTS, pl.DataFrame(rows, schema=tables.LISTS.schema, orient="row"), part)
     return world, lists
 
 

@@ -38,6 +38,30 @@ def test_a_missing_number_is_a_dash_and_nothing_is_best_where_all_are_zero():
     assert grid.strong == {(0, 0)}
 
 
+def test_the_rates_of_wrong_ads_are_the_last_columns_in_percent_and_never_the_best():
+    systems = {
+        "LEADRE": dict.fromkeys(PAPER_COLUMNS, 0.3) | {"invalid_rate": 0.0, "duplicate_rate": 0.0125},
+        "popularity": dict.fromkeys(PAPER_COLUMNS, 0.1) | {"invalid_rate": 0.5, "duplicate_rate": 0.00001},
+    }
+    grid = score_grid({"systems": systems})
+    assert grid.head[-2:] == ("Invalid", "Duplicate")
+    assert [row[-2:] for row in grid.rows] == [("50%", "<.01%"), ("0%", "1.25%")]
+    assert not any(column > len(PAPER_COLUMNS) for _, column in grid.strong)
+
+
+def test_with_the_rates_the_console_table_still_fits_80_columns(capsys):
+    rates = {"invalid_rate": 0.0123, "duplicate_rate": 0.00001}
+    systems = {name: system | rates for name, system in SCORES["systems"].items()}
+    show(SCORES | {"systems": systems}, console=Console(width=80))
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert "own history" in text
+    assert text.count("1.23%") == text.count("<.01%") == 4
+    assert max(map(len, text.splitlines())) <= 80
+    show(SCORES | {"systems": systems}, console=Console(width=120))
+    assert "0.3000  0.3000" in capsys.readouterr().out  # more room is used where there is some
+
+
 def test_the_caption_counts_who_is_left_out():
     assert caption(SCORES) == "Means over 200 users; left out: 7 no test target. By chance HR@8 is 0.0080."
     assert caption({"users": 3}) == "Means over 3 users."

@@ -1,0 +1,182 @@
+"""What each user may be shown, from tables on disk: ads taken down, ads seen, and the allowed sets of requests."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leadre import tables
+from leadre.catalog.trie import Trie
+from leadre.decoding import filters
+from leadre.decoding.filters import Filter
+
+FILES = {table.name: table for table in (tables.TAKEN_DOWN, tables.SEEN, tables.AD_SETS, tables.USER_SETS)}
+"""The tables that a folder of filters may hold, each as ``<name>.parquet``."""
+
+log = logging.getLogger(__name__)
+
+
+class Rules(NamedTuple):
+    """What a folder of filters says of the whole catalog.
+
+    Attributes:
+        folder: The folder; the rows of its users are read a shard at a time.
+        ads: ``ad_id`` and ``row`` of each ad of the catalog.
+        sets: ``ad_set`` and ``group``, 1 and up, of each set that a user has; group 0 is every ad not taken down.
+        counts: As `leadre.decoding.filters.counts` gives them, a row a group, on the device.
+    """
+
+    folder: Path
+    ads: pl.DataFrame
+    sets: pl.DataFrame
+    counts: tuple[Tensor, ...]
+
+
+class Requests(NamedTuple):
+    """What R users may be shown.
+
+    Attributes:
+        groups: ``(R,)`` the allowed set of each.
+        seen: ``(E,)`` catalog rows that they have seen, user after user.
+        offsets: ``(R + 1,)`` user ``r`` has seen ``seen[offsets[r] : offsets[r + 1]]``.
+    """
+
+    groups: NDArray[np.int64]
+    seen: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+
+def read_rules(folder: Path, ads: pl.Series, trie: Trie) -> Rules:
+    """Read what a folder of filters says of the catalog; ads that the catalog does not hold are counted in the log.
+
+    Args:
+        folder: Any of ``taken_down``, ``seen``, ``ad_sets`` and ``user_sets`` ``.parquet``.
+        ads: The ids of the catalog's ads, by row.
+        trie: The catalog's trie, on the device.
+
+    Raises:
+        ValueError: If the folder does not exist, holds no such file or another, takes down the whole catalog, or
+            names a set without an ad of the catalog or without any ad at all.
+        TableError: If a table is not as declared.
+    """
+    _check_folder(folder)
+    rows = pl.DataFrame({"ad_id": ads, "row": np.arange(len(ads), dtype=np.int64)})
+    down = _known(_table(tables.TAKEN_DOWN, folder), rows, "taken_down")["row"].to_numpy()
+    sets, members = _ad_sets(folder, rows)
+    allowed = np.zeros((1 + sets.height, len(ads)), dtype=np.bool_)
+    allowed[0] = True
+    allowed[members["group"].to_numpy(), members["row"].to_numpy()] = True
+    allowed[:, down] = False
+    if not allowed[0].any():
+        raise ValueError(f"{folder / 'taken_down.parquet'} takes down all {len(ads)} ads: there is nothing to show")
+    for name in sets["ad_set"].to_numpy()[~allowed[1:].any(axis=1)]:
+        log.warning("filters: every ad of the set %r is taken down: its users get no list", name)
+    log.info("filters: %s of %s ads taken down, %s allowed sets", len(ads) - allowed[0].sum(), len(ads), len(sets))
+    return Rules(folder, rows, sets, filters.counts(trie, torch.from_numpy(allowed).to(trie.codes[0].device)))
+
+
+def requests_of(rules: Rules, users: pl.Series) -> Requests:
+    """What some users may be shown: one look at the tables of users, of which only their rows are kept.
+
+    Args:
+        rules: What `read_rules` gives.
+        users: R user ids, each once.
+
+    Raises:
+        ValueError: If one of them has two allowed sets.
+        TableError: If a table is not as declared.
+    """
+    wanted = pl.DataFrame({"user_id": users, "place": np.arange(len(users), dtype=np.int64)})
+    groups = np.zeros(len(users), dtype=np.int64)
+    own_sets = _rows_of(tables.USER_SETS, rules.folder, wanted).join(rules.sets, on="ad_set", how="left")
+    _check_user_sets(own_sets, rules.folder)
+    groups[own_sets["place"].to_numpy()] = own_sets["group"].to_numpy()
+    seen = _rows_of(tables.SEEN, rules.folder, wanted)
+    inside = seen.join(rules.ads, on="ad_id").unique(["place", "row"]).sort("place", "row")
+    counts = np.bincount(inside["place"].to_numpy(), minlength=len(users))
+    return Requests(groups, inside["row"].to_numpy(), np.concatenate([[0], np.cumsum(counts)]))
+
+
+def filter_of(rules: Rules, requests: Requests, batch: Sequence[int] | NDArray[np.int64], trie: Trie) -> Filter:
+    """The filter of some of the users, by their places in the requests."""
+    places = np.asarray(batch, dtype=np.int64)
+    starts, counts = requests.offsets[places][:, None], np.diff(requests.offsets)[places][:, None]
+    column = np.arange(counts.max(initial=0))[None, :]
+    inside = column < counts
+    seen = np.full(inside.shape, -1, dtype=np.int64)
+    seen[inside] = requests.seen[(starts + column)[inside]]
+    device = trie.codes[0].device
+    groups = torch.from_numpy(requests.groups[places]).to(device)
+    return filters.make(trie, rules.counts, groups, torch.from_numpy(seen).to(device))
+
+
+def _check_folder(folder: Path) -> None:
+    files = sorted(path.name for path in folder.glob("*.parquet"))
+    names = [f"{name}.parquet" for name in FILES]
+    if not files:
+        raise ValueError(
+            f"decoding.filters is {folder}, which holds none of {', '.join(names)}: give a folder with one of them, "
+            "or null to filter nothing"
+        )
+    if unknown := [name for name in files if name not in names]:
+        raise ValueError(
+            f"decoding.filters is {folder}, which holds {unknown[0]}: a filter is one of {', '.join(names)}"
+        )
+    if (folder / "user_sets.parquet").exists() and not (folder / "ad_sets.parquet").exists():
+        raise ValueError(f"{folder} has user_sets.parquet, but no ad_sets.parquet: it tells which ads a set has")
+
+
+def _table(table: tables.Table, folder: Path) -> pl.DataFrame:
+    path = folder / f"{table.name}.parquet"
+    return tables.read(table, path) if path.exists() else pl.DataFrame(schema=table.schema)
+
+
+def _known(found: pl.DataFrame, rows: pl.DataFrame, name: str) -> pl.DataFrame:
+    """The rows of ads that the catalog holds, with ``row``."""
+    inside = found.join(rows, on="ad_id")
+    if outside := found.height - inside.height:
+        log.info("filters: %s of %s rows of %s name an ad that the catalog does not hold", outside, found.height, name)
+    return inside
+
+
+def _ad_sets(folder: Path, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Each set that a user has, and its group; and the ``group`` and ``row`` of each member."""
+    members = _known(listed := _table(tables.AD_SETS, folder), rows, "ad_sets")
+    if empty := listed.join(members, on="ad_set", how="anti")["ad_set"].unique().sort().to_list():
+        raise ValueError(
+            f"{folder / 'ad_sets.parquet'} has the set {empty[0]!r} (one of {len(empty)}) without an ad of the "
+            "catalog: its users could be shown nothing; leave the set out or add an ad that was indexed"
+        )
+    path = folder / "user_sets.parquet"
+    named = tables.scan(tables.USER_SETS, path) if path.exists() else pl.LazyFrame(schema=tables.USER_SETS.schema)
+    used = named.select(pl.col("ad_set").unique()).collect(engine="streaming").sort("ad_set")
+    if unknown := used.join(members, on="ad_set", how="anti")["ad_set"].sort().to_list():
+        raise ValueError(
+            f"{path} names the set {unknown[0]!r} (one of {len(unknown)}), which ad_sets.parquet does not have: add "
+            "its ads there, or leave its users out to show them any ad"
+        )
+    sets = used.with_columns(group=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
+    return sets, members.join(sets, on="ad_set").select("group", "row")
+
+
+def _rows_of(table: tables.Table, folder: Path, wanted: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the wanted users, with ``place``."""
+    path = folder / f"{table.name}.parquet"
+    if not path.exists() or wanted.is_empty():
+        return pl.DataFrame(schema={**table.schema, "place": pl.Int64()})
+    # In a table that is sorted by users, whole row groups are passed over by their statistics.
+    near = pl.col("user_id").is_between(pl.lit(wanted["user_id"].min()), pl.lit(wanted["user_id"].max()))
+    rows = tables.scan(table, path).filter(near).join(wanted.lazy(), on="user_id").collect(engine="streaming")
+    return tables.check(table, rows.drop("place"), str(path)).with_columns(rows["place"])
+
+
+def _check_user_sets(own_sets: pl.DataFrame, folder: Path) -> None:
+    path = folder / "user_sets.parquet"
+    if twice := own_sets.filter(pl.col("user_id").is_duplicated())["user_id"].sort().to_list():
+        raise ValueError(f"{path} has the user {twice[0]!r} twice: a user has one allowed set; join the two into one")
