@@ -37,9 +37,13 @@ bench: $(STAMP)  ## speeds of indexing and decoding against their goals, one mod
 		HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m benchmarks.$$name || failed="$$failed $$name"; \
 	done; test -z "$$failed" || { echo "missed goals:$$failed"; exit 1; }
 
+.PHONY: triton
+triton: $(STAMP)  ## Triton (an extra of 300 MB), where PyTorch is not a CUDA build, which brings its own
+	$(BIN)/python -c 'import sys, torch; sys.exit(torch.version.cuda is None)' || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-kernels.txt -c constraints.txt
+
 .PHONY: kernels
-kernels: $(STAMP)  ## the GPU kernels, on a machine without a GPU in Triton's interpreter (an extra of 300 MB)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-gpu.txt -c constraints.txt
+kernels: triton  ## the GPU kernels, on a machine without a GPU in Triton's interpreter
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/decoding/test_decoding_kernels.py tests/lm/test_lm_quantized.py
 
 .PHONY: clean

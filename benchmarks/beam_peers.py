@@ -11,7 +11,7 @@ from transformers.generation.logits_process import PrefixConstrainedLogitsProces
 from benchmarks.inputs import zipf_sids
 from leadre.catalog.sids import in_order
 from leadre.catalog.trie import Trie, build
-from leadre.decoding.beam_search import Beams, _gains, beam_search, best_first, sid_tokens
+from leadre.decoding.beam_search import Beams, beam_search, best_first, gains_of, sid_tokens
 from leadre.decoding.config import Normalizer
 from leadre.decoding.selection import Frontier, candidates, select
 
@@ -194,7 +194,7 @@ def expand(
             ).last_hidden_state[:, -1]
             found = candidates(trie, level, beams.nodes)
             among = trie.codes[level][found.node].long()
-            gains = _gains(head, hidden, found.parent, among, codes, normalizer)
+            gains = gains_of(head, hidden, found.parent, among, codes, normalizer)
             scores = beams.scores.flatten()[found.parent] + gains
             beams = select(found, scores, beams.nodes.shape, beam_width)
     return best_first(beams.nodes, beams.scores, beam_width)

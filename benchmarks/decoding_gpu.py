@@ -7,10 +7,11 @@ Weights are random, of the shapes of Llama-3.2-1B and Qwen3-1.7B. Goals are for 
 is told as not run, and the command succeeds. Seconds are those of the wall, with the GPU waited for.
 """
 
+import gc
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import Figure, Setting, main, race
 
@@ -21,11 +22,13 @@ if TYPE_CHECKING:  # a measurement imports what it needs, so that a wrong option
     from benchmarks.beam_peers import Prompts
     from benchmarks.gpu import Scale
     from leadre.decoding.beam_search import Beams
-
+    from leadre.lm.config import EightBit
 
 USERS_A_SECOND, GENERATE, FLOAT8, STEP = 260.0, 30.0, 1.4, 0.05
 """Goals: 60 % of the floor, as many times as ``generate``, as many times as bf16, milliseconds."""
 PACE, TIMES = "users a second", "ours / generate with a dictionary"
+SAME = "float32: largest difference of a score to generate"
+SAME_TO = 1e-3
 
 
 def users_a_second(setting: Setting) -> Iterator[Figure]:
@@ -36,6 +39,11 @@ def users_a_second(setting: Setting) -> Iterator[Figure]:
     yield from _on_a_gpu(throughput, setting, (what + PACE, ">=", USERS_A_SECOND), (what + TIMES, ">=", GENERATE))
 
 
+def same_lists(setting: Setting) -> Iterator[Figure]:
+    """A small model in float32 gives the lists of ``generate``."""
+    yield from _on_a_gpu(same_lists_in_float32, setting, (SAME, "<=", SAME_TO))
+
+
 def latency(setting: Setting) -> Iterator[Figure]:
     """The shape that NVIDIA publishes: Qwen3-1.7B, 256 beams, 3 tokens."""
     from benchmarks import gpu
@@ -44,9 +52,14 @@ def latency(setting: Setting) -> Iterator[Figure]:
     yield from _on_a_gpu(latencies, setting, *told)
 
 
-def eight_bits(setting: Setting) -> Iterator[Figure]:
-    """8-bit weights and activations, against bf16, and what they do to lists."""
-    yield from _on_a_gpu(quantized, setting, ("fp8 / bf16 users a second", ">=", FLOAT8))
+def w8a8(setting: Setting) -> Iterator[Figure]:
+    """8-bit integers against bf16, and what they do to lists."""
+    yield from _on_a_gpu(partial(beside_bf16, "w8a8"), setting)
+
+
+def fp8(setting: Setting) -> Iterator[Figure]:
+    """8-bit floats against bf16, and what they do to lists."""
+    yield from _on_a_gpu(partial(beside_bf16, "fp8"), setting, (eight_bits_name("fp8"), ">=", FLOAT8))
 
 
 def kernels(setting: Setting) -> Iterator[Figure]:
@@ -57,50 +70,56 @@ def kernels(setting: Setting) -> Iterator[Figure]:
 def _on_a_gpu(
     measure: "Callable[[Scale, torch.device], Iterator[Figure]]", setting: Setting, *told: tuple[str, Any, float]
 ) -> Iterator[Figure]:
-    """Measure where there is a GPU; else name the figures that have a goal."""
+    """Measure where there is a GPU, by whose Triton kernels is told; else name the figures that have a goal."""
     import torch
 
     from benchmarks import gpu
+    from leadre.decoding.kernels import FUSED
 
-    if torch.cuda.is_available():
-        device = torch.device("cuda", torch.cuda.current_device())
-        yield from measure(gpu.FULL._replace(repeats=3) if setting.quick else gpu.FULL, device)
-        torch.cuda.empty_cache()
-    else:
+    if not torch.cuda.is_available():
         for name, relation, goal in told:
             yield Figure(name, None, relation, goal, "there is no CUDA GPU here")
+        return
+    device = torch.device("cuda", torch.cuda.current_device())
+    yield Figure("Triton is installed", float(FUSED), ">=", 1, gpu.machine(device))
+    try:
+        yield from measure(gpu.FULL._replace(repeats=3) if setting.quick else gpu.FULL, device)
+    finally:
+        gc.collect()  # models and graphs refer to themselves
+        torch.cuda.empty_cache()
 
 
 def throughput(scale: "Scale", device: "torch.device") -> Iterator[Figure]:
-    """Users a second of the graph and of ``generate``, whose lists are compared."""
+    """Users a second of the graph, alone, and then beside ``generate``, whose lists are compared."""
     import torch
 
     from benchmarks import beam_peers as peers
     from benchmarks import gpu
 
-    yield from same_lists_in_float32(scale, device)
     model = gpu.model_of("llama", scale.llama, device, torch.bfloat16)
     trie, rows = peers.sorted_catalog(scale.ads)
     search = gpu.static(model, trie, peers.SID_TOKENS, scale.beams, device)
-    root = peers.nested(peers.as_tokens(rows))
+    given = partial(gpu.prompts, scale.users, scale.prompt, device)
     kept: list[float] = []
 
-    def check(_: "Prompts", results: Mapping[str, "Beams"]) -> None:
-        ours, theirs = results["ours"], results["generate"]
-        assert bool((ours.rows >= 0).all()), "a list is short"
-        kept.append(gpu.overlap(ours.rows[: len(theirs.rows)].cpu(), theirs.rows))
+    def whole(_: "Prompts", results: Mapping[str, "Beams"]) -> None:
+        assert bool((results["ours"].rows >= 0).all()), "a list is short"
 
-    variants: dict[str, Callable[[Prompts], Beams]] = {
-        "ours": partial(gpu.lists, search),
-        "generate": lambda given: peers.generate(
-            model, gpu.first(given, scale.peer_users), root=root, beam_width=scale.beams
-        ),
-    }
-    given = partial(gpu.prompts, scale.users, scale.prompt, device)
-    seconds = race(variants, given, repeats=max(2, scale.repeats // 3), check=check, clock=gpu.clock(device))
-    ours, theirs = scale.users / seconds["ours"], scale.peer_users / seconds["generate"]
+    def compare(_: "Prompts", results: Mapping[str, "Beams"]) -> None:
+        theirs = results["generate"].rows
+        kept.append(gpu.overlap(results["ours"].rows[: len(theirs)].cpu(), theirs))
+
+    variants: dict[str, Callable[[Prompts], Beams]] = {"ours": partial(gpu.lists, search)}
+    seconds = race(variants, given, repeats=scale.repeats, check=whole, clock=gpu.clock(device))
     what = throughput_name(scale)
-    yield Figure(what + PACE, ours, ">=", USERS_A_SECOND, f"bf16, {scale.ads:,} ads, normalizer full")
+    note = f"bf16, {scale.ads:,} ads, normalizer full"
+    yield Figure(what + PACE, scale.users / seconds["ours"], ">=", USERS_A_SECOND, note)
+    root = peers.nested(peers.as_tokens(rows))
+    variants["generate"] = lambda given: peers.generate(
+        model, gpu.first(given, scale.peer_users), root=root, beam_width=scale.beams
+    )
+    seconds = race(variants, given, repeats=max(2, scale.repeats // 3), check=compare, clock=gpu.clock(device))
+    ours, theirs = scale.users / seconds["ours"], scale.peer_users / seconds["generate"]
     note = f"{theirs:.3g} users a second, {scale.peer_users} at once: its cache holds a prompt a beam"
     yield Figure(what + TIMES, ours / theirs, ">=", GENERATE, note)
     yield Figure(what + "ads in common with generate, %", 100 * sum(kept) / len(kept), note="both bf16")
@@ -124,7 +143,7 @@ def same_lists_in_float32(scale: "Scale", device: "torch.device") -> Iterator[Fi
     ours, theirs = (type(found)(found.rows.cpu(), found.scores.cpu()) for found in (ours, theirs))
     assert ours.rows.tolist() == theirs.rows.tolist(), "float32: other ads than generate's"
     apart = float((ours.scores - theirs.scores).abs().max())
-    yield Figure("float32: largest difference of a score to generate", apart, "<=", 1e-3, "same ads, same order")
+    yield Figure(SAME, apart, "<=", SAME_TO, "same ads, same order")
 
 
 def throughput_name(scale: "Scale") -> str:
@@ -135,6 +154,11 @@ def throughput_name(scale: "Scale") -> str:
 def latency_name(context: int, users: int, _: float) -> str:
     """What a latency is called."""
     return f"1.7B, 3 codes, 256 beams, context {context}, batch {users}: ms"
+
+
+def eight_bits_name(kind: str) -> str:
+    """What the speed of 8-bit weights is called."""
+    return f"{kind} / bf16 users a second"
 
 
 def latencies(scale: "Scale", device: "torch.device") -> Iterator[Figure]:
@@ -154,8 +178,8 @@ def latencies(scale: "Scale", device: "torch.device") -> Iterator[Figure]:
         yield Figure(latency_name(context, users, goal), taken, "<=", goal, note)
 
 
-def quantized(scale: "Scale", device: "torch.device") -> Iterator[Figure]:
-    """Users a second and lists of the same model in bf16, w8a8 and fp8."""
+def beside_bf16(kind: "EightBit", scale: "Scale", device: "torch.device") -> Iterator[Figure]:
+    """How many times as fast one kind of 8-bit numbers is, and which ads stay."""
     import torch
 
     from benchmarks import beam_peers as peers
@@ -164,29 +188,23 @@ def quantized(scale: "Scale", device: "torch.device") -> Iterator[Figure]:
 
     trie = peers.sorted_catalog(scale.ads)[0]
     given = partial(gpu.prompts, scale.users, scale.prompt, device)
-    made = partial(gpu.model_of, "llama", scale.llama, device, torch.bfloat16)
-    searches = {"bf16": gpu.static(made(), trie, peers.SID_TOKENS, scale.beams, device)}
-    eights: tuple[Literal["w8a8", "fp8"], ...] = ("w8a8", "fp8")
-    for name in eights:
-        model = made()
-        quantize(model, name, [gpu.first(given(100 + turn), scale.peer_users) for turn in range(4)])
-        searches[name] = gpu.static(model, trie, peers.SID_TOKENS, scale.beams, device)
-    kept: dict[str, list[float]] = {"w8a8": [], "fp8": []}
+    models = {name: gpu.model_of("llama", scale.llama, device, torch.bfloat16) for name in ("bf16", kind)}
+    quantize(models[kind], kind, [gpu.first(given(100 + turn), scale.peer_users) for turn in range(4)])
+    kept: list[float] = []
 
-    def check(_: "Prompts", results: Mapping[str, "Beams"]) -> None:
-        for name, shares in kept.items():
-            shares.append(gpu.overlap(results["bf16"].rows, results[name].rows))
+    def compare(_: "Prompts", results: Mapping[str, "Beams"]) -> None:
+        kept.append(gpu.overlap(results["bf16"].rows, results[kind].rows))
 
     variants: dict[str, Callable[[Prompts], Beams]] = {
-        name: partial(gpu.lists, search) for name, search in searches.items()
+        name: partial(gpu.lists, gpu.static(model, trie, peers.SID_TOKENS, scale.beams, device))
+        for name, model in models.items()
     }
-    seconds = race(variants, given, repeats=scale.repeats, check=check, clock=gpu.clock(device))
-    for name, goal in (("w8a8", None), ("fp8", FLOAT8)):
-        ratio = seconds["bf16"] / seconds[name]
-        note = f"{scale.users / seconds[name]:.4g} users a second; {scale.users} users, {scale.beams} beams"
-        yield Figure(f"{name} / bf16 users a second", ratio, ">=" if goal else None, goal, note)
-        note = "random weights: scores lie nearer than those of a trained model"
-        yield Figure(f"{name}: ads in common with bf16, %", 100 * sum(kept[name]) / len(kept[name]), note=note)
+    seconds = race(variants, given, repeats=scale.repeats, check=compare, clock=gpu.clock(device))
+    goal = FLOAT8 if kind == "fp8" else None
+    note = f"{scale.users / seconds[kind]:.4g} users a second; {scale.users} users, {scale.beams} beams"
+    yield Figure(eight_bits_name(kind), seconds["bf16"] / seconds[kind], ">=" if goal else None, goal, note)
+    note = "random weights: scores lie nearer than those of a trained model"
+    yield Figure(f"{kind}: ads in common with bf16, %", 100 * sum(kept) / len(kept), note=note)
 
 
 def single_steps(scale: "Scale", device: "torch.device") -> Iterator[Figure]:
@@ -333,7 +351,7 @@ def end_of_the_search(scale: "Scale", device: "torch.device") -> Iterator[Figure
     yield Figure("end of the search: walking back / S-IDs of rows", theirs / ours, note=note)
 
 
-MEASUREMENTS = (users_a_second, latency, eight_bits, kernels)
+MEASUREMENTS = (users_a_second, same_lists, latency, w8a8, fp8, kernels)
 
 if __name__ == "__main__":
     sys.exit(main(MEASUREMENTS))

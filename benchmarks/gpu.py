@@ -3,16 +3,17 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
-    LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 from benchmarks.beam_peers import Prompts
@@ -21,10 +22,7 @@ from leadre.catalog.trie import Trie, build
 from leadre.decoding.beam_search import Beams
 from leadre.decoding.static_search import StaticSearch
 
-_KINDS: dict[str, tuple[Any, Any]] = {
-    "llama": (LlamaForCausalLM, LlamaConfig),
-    "qwen": (Qwen3ForCausalLM, Qwen3Config),
-}
+_KINDS: dict[str, Callable[..., PretrainedConfig]] = {"llama": LlamaConfig, "qwen": Qwen3Config}
 
 
 class Scale(NamedTuple):
@@ -89,13 +87,29 @@ FULL = Scale(
 
 
 def model_of(kind: str, sizes: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """A model with random weights, the same for the same sizes; it is made on the device."""
-    network, config = _KINDS[kind]
+    """A model with random weights, the same for the same sizes; it is made on the device, as a saved one is loaded.
+
+    Its rotary frequencies stay in float32, whatever the data type of the weights.
+    """
+    config = _KINDS[kind](**sizes, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     torch.manual_seed(0)
     with device:
-        model: Any = network(config(**sizes, bos_token_id=None, eos_token_id=None, pad_token_id=None))
-    nn.Module.to(model, dtype)
+        model: Any = cast(Any, AutoModelForCausalLM).from_config(config, dtype=dtype)
     return cast(PreTrainedModel, model.eval())
+
+
+def machine(device: torch.device) -> str:
+    """What was measured on: the device, and the versions of what runs there."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    versions = [f"{package} {_version(package)}" for package in ("torch", "transformers", "triton")]
+    return ", ".join([name, *versions, f"CUDA {torch.version.cuda}"])
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
 
 
 def static(

@@ -62,7 +62,7 @@ def write_audience(folder: Path, users: int, *, behaviors: int, max_tokens: int)
     for number, start in enumerate(range(0, users, part)):
         ids = [f"user{user:07d}" for user in range(start, min(start + part, users))]
         some = rows[[user % PROMPTS for user in range(len(ids))]].with_columns(user_id=pl.Series(ids))
-        tables.write(tables.PROMPTS, some, folder / f"prompts-{number:05d}.parquet")
+        tables.write(tables.PROMPTS, some, folder / f"prompts-{number:07d}.parquet")
     (folder / "prompts.json").write_text(json.dumps({"max_tokens": max_tokens, "soft_tokens": 0}))
 
 

@@ -104,32 +104,44 @@ class Store:
         return result
 
 
-def origins(folder: Path) -> dict[str, Result]:
+def origins(folder: Path, wanted: Collection[str] | None = None) -> dict[str, Result]:
     """A stored result and the results that it was made from, by stage; of several of one stage the nearest.
 
     Args:
         folder: The folder of a whole result in a store.
+        wanted: The stages that are read, beside the result itself; None is all. Others are not checked, and may be
+            missing.
 
     Raises:
-        ArtifactError: If one of them is missing or broken.
+        ArtifactError: If a wanted one is missing or broken, or is not found because one between is missing.
     """
     found: dict[str, Result] = {}
+    gone: dict[str, Path] = {}
     open_folders = [folder]
     while open_folders:
         at = open_folders.pop(0)
-        if at.parent.name in found:
+        stage = at.parent.name
+        if stage in found or stage in gone:
             continue
-        verify(at)
+        if at != folder and not _is_whole(at):
+            gone[stage] = at
+            continue
+        if at == folder or wanted is None or stage in wanted:
+            verify(at)
         manifest = _manifest(at)
-        found[manifest["stage"]] = Result(manifest["stage"], manifest["key"], at, manifest["seconds"], reused=True)
-        open_folders += [at.parent.parent / stage / key for stage, key in manifest["inputs"].items()]
+        found[stage] = Result(stage, manifest["key"], at, manifest["seconds"], reused=True)
+        open_folders += [at.parent.parent / name / key for name, key in manifest["inputs"].items()]
+    lacking = gone if wanted is None else set(wanted) - set(found)
+    if gone and lacking:
+        missing = next((gone[stage] for stage in lacking if stage in gone), next(iter(gone.values())))
+        raise ArtifactError(f"{missing} is missing: copy it from the store of the training")
     return found
 
 
 def differences(result: Result, config: object, *, passed_over: Collection[str] = ()) -> list[str]:
     """The settings, as ``key=then, now value``, in which a stored result was made otherwise than ``config`` says."""
     then, now = _manifest(result.path)["config"], _plain(config)
-    keys = [key for key in {**then, **now} if then.get(key) != now.get(key) and key not in passed_over]
+    keys = [key for key in {**then, **now} if then.get(key) != now.get(key) and key not in {*PLACES, *passed_over}]
     return [f"{key}={then.get(key)}, now {now.get(key)}" for key in keys]
 
 
@@ -141,9 +153,20 @@ def fingerprint(model: str) -> str:
     folder = Path(model)
     if not folder.is_dir():
         return model
-    whole = _is_whole(folder)
-    hashes = _manifest(folder)["files"] if whole else {name: _sha256(folder / name) for name in _files(folder)}
+    stored = _stored_files(folder)
+    hashes = {name: _sha256(folder / name) for name in _files(folder)} if stored is None else stored
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+def _stored_files(folder: Path) -> Any:  # noqa: ANN401
+    """The sha256 of each file of a stored result; None for any other folder, whatever its manifest.json may be."""
+    try:
+        match _manifest(folder):
+            case {"stage": stage, "key": key, "files": files} if (stage, key) == (folder.parent.name, folder.name):
+                return files
+    except (FileNotFoundError, ValueError):  # of another program
+        pass
+    return None
 
 
 def verify(folder: Path) -> None:
@@ -180,8 +203,16 @@ def world_size() -> int:
     """How many processes torchrun or SLURM started; 1 where neither did.
 
     Lightning's own launch sets WORLD_SIZE alone, and only once a training begins: it does not count here.
+
+    Raises:
+        ValueError: If there is a RANK without a WORLD_SIZE.
     """
     if "RANK" in os.environ:
+        if "WORLD_SIZE" not in os.environ:
+            raise ValueError(
+                f"RANK is {os.environ['RANK']}, but WORLD_SIZE is not set: start with torchrun, which sets both, or "
+                "unset RANK"
+            )
         return int(os.environ["WORLD_SIZE"])
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))  # of srun; a batch script alone is one process
 
@@ -190,20 +221,25 @@ def _key(stage: str, verb: Callable[..., None], config: object | None, inputs: t
     made_of = {
         "stage": stage,
         "version": sys.modules[verb.__module__].VERSION,
-        "config": _plain(config),
+        "config": _plain(config, source),
         "inputs": [given.key for given in inputs],
         "source": source,
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _plain(config: object | None) -> Any:  # noqa: ANN401
+PLACES = ("root", "path", "filters")
+"""Settings that say where files lie: they do not matter where a ``source`` tells what lies there."""
+
+
+def _plain(config: object | None, source: str = "") -> Any:  # noqa: ANN401
     if config is None:
         return None
     plain = TypeAdapter(type(config)).dump_python(config, mode="json")
     if isinstance(plain, dict):
-        for place in ("root", "path", "filters"):  # where files lie does not matter; `source` tells what lies there
-            plain.pop(place, None)
+        for place in PLACES:
+            if source or plain.get(place) is None:
+                plain.pop(place, None)
     return plain
 
 
@@ -231,7 +267,7 @@ def _build(
     manifest = {
         "stage": stage,
         "key": folder.name,
-        "config": _plain(config),
+        "config": _plain(config, source),
         "inputs": {given.stage: given.key for given in inputs},
         "source": source,
         "compute": _plain(unhashed.get("compute")),
@@ -294,19 +330,35 @@ def _join_build(
     _wait_until(lambda: _is_whole(folder), folder)
 
 
-def _wait_until(holds: Callable[[], bool], folder: Path) -> None:
+def looks(folder: Path) -> Iterator[None]:
+    """Endless looks, a moment apart, at what the leading process of a distributed run has done in ``folder``.
+
+    Raises:
+        ArtifactError: If what started this process ends meanwhile.
+    """
     launcher = os.getppid()  # rank 0 itself where Lightning started this process, else torchrun
-    while not holds():
+    while True:
+        yield
         if os.getppid() != launcher:
             raise ArtifactError(f"{folder} was not finished: rank 0 has ended; its output says why")
         time.sleep(0.2)
 
 
+def _wait_until(holds: Callable[[], bool], folder: Path) -> None:
+    for _ in looks(folder):
+        if holds():
+            return
+
+
 def _clear_all_but_checkpoints(partial: Path) -> None:
-    """Begin with an empty folder, save for what lets a killed training go on: its checkpoints and its metrics."""
+    """Begin with an empty folder, save for what lets a killed training go on: its checkpoints and its metrics.
+
+    The folder of checkpoints is never removed here, not even for a moment: to other ranks its end means that the result
+    is whole.
+    """
     partial.mkdir(parents=True, exist_ok=True)
     checkpoints = partial / CHECKPOINTS
-    kept = {CHECKPOINTS, "metrics.jsonl"} if checkpoints.is_dir() and any(checkpoints.iterdir()) else set()
+    kept = {CHECKPOINTS} | ({"metrics.jsonl"} if checkpoints.is_dir() and any(checkpoints.iterdir()) else set())
     for path in partial.iterdir():
         if path.name not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -35,6 +35,10 @@ from leadre.sft.config import SftConfig
 from leadre.training.config import ComputeConfig, LoggerConfig
 
 CONF = Path(__file__).parent.parent / "conf"
+SEVERAL = ("next_n", "next_n_control")
+"""The tasks whose responses name several ads."""
+_OF_TRAINING = ("seed", "embedding", "quantizer", "catalog", "prompts", "lm", "sft", "alignment")
+"""What lists for a whole user base take from the model's training."""
 
 
 class ConfigError(ValueError):
@@ -105,6 +109,17 @@ class RunConfig:
         return self
 
     @model_validator(mode="after")
+    def _several_ads_a_pass_are_learned_first(self) -> Self:
+        ads = self.decoding.next_n
+        tuned = any(task in stage for stage in self.sft.stages for task in SEVERAL)
+        if ads > 1 and not (tuned and self.prompts.next_n >= ads):
+            raise ValueError(
+                f"decoding.next_n is {ads}, but the model is not tuned to name {ads} ads one after another: use "
+                f"sft=ex_im_next_n prompts.next_n={ads}, or decoding.next_n=1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _alignment_has_something_to_learn_from(self) -> Self:
         if self.data.kind == "amazon_beauty" and self.alignment.kind != "none":
             raise ValueError(
@@ -132,6 +147,7 @@ class GenerateConfig:
         model: An aligned or sft result, by its folder or key.
         data: Where today's tables come from; None takes the world that the model was trained with.
         as_of: UTC seconds; only what users did strictly before is seen. None is one second after the last behavior.
+        audience: A folder of prompts that a platform made itself, in place of ``data`` and ``as_of``; None makes them.
         decoding: How lists are generated.
         compute: Where.
         store: Where results are kept.
@@ -141,6 +157,7 @@ class GenerateConfig:
     model: Annotated[str, Field(min_length=1)]
     data: DataConfig | None
     as_of: Annotated[int, Field(ge=0)] | None
+    audience: Annotated[str, Field(min_length=1)] | None
     decoding: DecodingConfig
     compute: ComputeConfig
     store: StoreConfig
@@ -149,6 +166,22 @@ class GenerateConfig:
     @model_validator(mode="after")
     def _filters_are_there(self) -> Self:
         _check_filters(self.decoding)
+        return self
+
+    @model_validator(mode="after")
+    def _an_audience_comes_without_a_world(self) -> Self:
+        if self.audience is None:
+            return self
+        if not Path(self.audience).is_dir():
+            raise ValueError(
+                f"audience is {self.audience!r}, but there is no such folder: name a folder of prompts-*.parquet and "
+                "prompts.json, or give null to make the prompts from data"
+            )
+        if given := [name for name in ("data", "as_of") if getattr(self, name) is not None]:
+            raise ValueError(
+                f"audience is {self.audience!r}, but {given[0]} is given too: prompts that are there already are made "
+                f"from no tables, and for a time of their own; leave out audience or {' and '.join(given)}"
+            )
         return self
 
 
@@ -223,8 +256,12 @@ def _faults(job: Sequence[tuple[Override, str]], name: str) -> list[str]:
         key = override.key_or_group
         group = CONF / key
         value = text.partition("=")[2]
+        part = re.split(r"[./]", key)[0]
+        if name == "generate" and part in _OF_TRAINING:
+            faults.append(f"{key}: unknown key (got {value}): generate.py takes {part} from the model's training")
+            continue
         if group.is_dir() and override.package is None:
-            options = sorted(path.stem for path in group.glob("*.yaml"))
+            options = _options(key)
             if value not in options:
                 faults.append(f"{key}: no such option (got {value}); choose from {', '.join(options)}")
                 continue
@@ -286,7 +323,7 @@ def _fault(place: tuple[int | str, ...], fault: dict[str, Any]) -> str:
         "unexpected_keyword_argument": "unknown key",
         "missing": "is missing",
         "missing_argument": "is missing",
-        "union_tag_not_found": f"no option is chosen: give {key}=OPTION first",
+        "union_tag_not_found": f"no option is chosen: give {key}=OPTION first, one of {', '.join(_options(key))}",
     }.get(fault["type"], fault["msg"].removeprefix("Value error, "))
     return f"{key}: {message}{got}" if key else f"{message}{got}"
 
@@ -297,6 +334,10 @@ def _as_typed(location: tuple[int | str, ...]) -> Iterator[int | str]:
         is_kind = depth == 1 and part in _KINDS.get(str(location[0]), ())
         if not is_kind and not _TYPE.fullmatch(str(part)):
             yield part
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def _kinds_of(group: str) -> frozenset[str]:

@@ -97,13 +97,19 @@ def generate_lists(run: GenerateConfig, folder: Path, overrides: list[str]) -> d
     _end_other_ranks()
     console = _console()
     generation = json.loads((listed.generations.path / "generation.json").read_text(encoding="utf-8"))
+    audience = json.loads((listed.audience.path / "prompts.json").read_text(encoding="utf-8"))
     samples = read_lists(
-        listed.world.path, listed.audience.path, listed.generations.path, num_users=NUM_SAMPLES, num_ads=NUM_SAMPLES
+        listed.world.path if listed.world else None,
+        listed.audience.path,
+        listed.generations.path,
+        num_users=NUM_SAMPLES,
+        num_ads=NUM_SAMPLES,
     )
-    show_generation(generation, samples, console=console)
+    reused, left_out = listed.generations.reused, audience.get("audience", {}).get("left_out")
+    show_generation(generation, samples, reused=reused, left_out=left_out, console=console)
     _show_paths(store.results, console)
     console.print(f"{'lists':20} {listed.generations.path / 'lists'}", soft_wrap=True, highlight=False)
-    return {"generation": generation, "figures": figures_of(generation)}
+    return {"generation": generation, "figures": figures_of(generation, reused=reused)}
 
 
 def quiet_libraries() -> None:

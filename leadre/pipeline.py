@@ -1,10 +1,9 @@
 """THE MAIN PATH: ads, users and behaviors in; constrained ad lists and their scores out. One line a stage."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from pydantic import TypeAdapter, ValidationError
 
 from leadre.alignment.align import align
 from leadre.alignment.config import NoAlignment
@@ -18,6 +17,7 @@ from leadre.decoding.config import DecodingConfig
 from leadre.embedding.embed import embed
 from leadre.embedding.fingerprint import fingerprint as fingerprint_embedding
 from leadre.generation.generate import generate, generate_audience
+from leadre.generation.requests import fingerprint as fingerprint_filters
 from leadre.inspection.inspect import inspect
 from leadre.lm.config import PretrainedLM
 from leadre.lm.encode import encode
@@ -25,10 +25,12 @@ from leadre.lm.extend import extend
 from leadre.metrics.score import score
 from leadre.prompts.audience import compose_audience
 from leadre.prompts.compose import compose
-from leadre.prompts.config import PromptsConfig
 from leadre.quantizer.imported import fingerprint as fingerprint_quantizer
 from leadre.quantizer.quantize import quantize
 from leadre.sft.tune import tune
+from leadre.trained import Trained, check_language, check_next_n, given_audience, prompts_of, trained, warn_of_learned
+
+log = logging.getLogger(__name__)
 
 
 class Indexed(NamedTuple):
@@ -58,9 +60,9 @@ class Evaluated(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """Lists for a whole user base, and what they were made for."""
+    """Lists for a whole user base, and what they were made for; without a world where the prompts were given."""
 
-    world: Result
+    world: Result | None
     audience: Result
     generations: Result
 
@@ -160,27 +162,18 @@ def evaluate(run: RunConfig, store: Store, prepared: Prepared, model: Result) ->
 
 def generate_lists(run: GenerateConfig, store: Store) -> Listed:
     """Constrained lists for every user of today, by a model of an earlier day (LEADRE 3.4)."""
-    trained = _trained(run, store)
-    world = trained.world
-    if run.data is not None:
-        world = store.make("world", gather, run.data, source=fingerprint_data(run.data))
-    _check_language(world, trained.pairs)
-    audience = store.make(
-        "audience",
-        compose_audience,
-        _prompts_of(trained.pairs),
-        world,
-        trained.catalog,
-        source=f"as of {run.as_of}",
-        as_of=run.as_of,
-    )
+    then = trained(run.model, _named(run.model, store, "aligned", "sft"))
+    check_next_n(run.decoding.next_n, then)
+    world, audience = _given(run, then) if run.audience else _composed(run, store, then)
+    warn_of_learned(audience, then)
     generations = store.make(
         "generations",
         generate_audience,
         run.decoding,
-        trained.model,
-        trained.catalog,
+        then.model,
+        then.catalog,
         audience,
+        *([world] if world else []),  # it tells which ads run
         source=_filters(run.decoding),
         together=True,
         compute=run.compute,
@@ -189,53 +182,30 @@ def generate_lists(run: GenerateConfig, store: Store) -> Listed:
     return Listed(world, audience, generations)
 
 
-class _Trained(NamedTuple):
-    """A model, and what it was trained with."""
-
-    model: Result
-    world: Result
-    catalog: Result
-    pairs: Result
-
-
-def _trained(run: GenerateConfig, store: Store) -> _Trained:
-    """The model that the user names, and its origins: so lists are made from what it has learned."""
-    folder = _named(run.model, store, "aligned", "sft")
-    found = origins(folder) if (folder / "manifest.json").is_file() else {}
-    stage = next(iter(found), "")  # a result is the first of its own origins
-    if stage not in ("aligned", "sft") or set(_Trained._fields[1:]) - set(found):
-        raise ValueError(
-            f"model is {run.model!r}, but {folder} is no model in a store: name an aligned or sft result by its folder "
-            f"or key, as train.py prints it ({store.root / 'aligned' / 'KEY'})"
-        )
-    return _Trained(found[stage], *(found[name] for name in _Trained._fields[1:]))
+def _composed(run: GenerateConfig, store: Store, then: Trained) -> tuple[Result, Result]:
+    """Today's world, and the prompts of its users."""
+    world = then.world
+    if run.data is not None:
+        world = store.make("world", gather, run.data, source=fingerprint_data(run.data))
+    check_language(world.path / "world.json", then.pairs, of="data")
+    source = f"as of {run.as_of}"
+    audience = store.make(
+        "audience", compose_audience, prompts_of(then.pairs), world, then.catalog, source=source, as_of=run.as_of
+    )
+    return world, audience
 
 
-def _prompts_of(pairs: Result) -> PromptsConfig:
-    """The settings of the prompts that a model was trained with."""
-    then = json.loads((pairs.path / "manifest.json").read_text(encoding="utf-8"))["config"]
-    try:
-        return TypeAdapter(PromptsConfig).validate_json(json.dumps(then), strict=True)
-    except ValidationError as error:
-        faults = "; ".join(f"prompts.{fault['loc'][0]}: {fault['msg']}" for fault in error.errors())
-        raise ValueError(
-            f"model was trained with prompts ({pairs.path}) whose settings no longer fit ({faults}): train it anew, so "
-            "that it reads the prompts that it was trained with"
-        ) from None
-
-
-def _check_language(world: Result, pairs: Result) -> None:
-    today = json.loads((world.path / "world.json").read_text(encoding="utf-8"))["language"]
-    then = json.loads((pairs.path / "prompts.json").read_text(encoding="utf-8"))["language"]
-    if today != then:
-        raise ValueError(
-            f"data.language is {today!r}, but the model was trained with prompts in {then!r}: give data.language={then}"
-        )
+def _given(run: GenerateConfig, then: Trained) -> tuple[None, Result]:
+    """Prompts that a platform made itself: nothing is known of the world that they are from."""
+    audience = given_audience(Path(run.audience or ""))
+    check_language(audience.path / "prompts.json", then.pairs, of="audience")
+    log.warning("audience is %s: nothing is known of ads that no longer run; name them in taken_down", audience.path)
+    return None, audience
 
 
 def _filters(decoding: DecodingConfig) -> str:
     """What tells one day's filters from another's."""
-    return "" if decoding.filters is None else fingerprint(decoding.filters)
+    return "" if decoding.filters is None else fingerprint_filters(Path(decoding.filters))
 
 
 def _named(name: str, store: Store, *stages: str) -> Path:
@@ -262,7 +232,7 @@ def _previous(run: RunConfig, store: Store) -> _Previous:
     if run.previous_catalog is None:
         return _Previous()
     folder = _named(run.previous_catalog, store, "catalog")
-    found = origins(folder) if (folder / "manifest.json").is_file() else {}
+    found = origins(folder, _Previous._fields) if (folder / "manifest.json").is_file() else {}
     if set(_Previous._fields) - set(found):
         raise ValueError(
             f"previous_catalog is {run.previous_catalog!r}, but {folder} is no catalog in a store: name one by its "

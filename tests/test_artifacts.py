@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from leadre.artifacts import ArtifactError, Store, differences, fingerprint, origins, verify, world_size
+from leadre.artifacts import (
+    ArtifactError,
+    Store,
+    _clear_all_but_checkpoints,
+    differences,
+    fingerprint,
+    origins,
+    verify,
+    world_size,
+)
 from leadre.settings import settings
 
 VERSION = 1
@@ -62,9 +72,44 @@ def test_another_setting_input_or_source_is_another_result(tmp_path):
 
 
 def test_where_data_lies_is_not_part_of_the_key(tmp_path):
+    here = Store(tmp_path).make("tree", grow, Setting(size=2, root="here"), source="abc")
+    there = Store(tmp_path).make("tree", grow, Setting(size=2, root="there"), source="abc")
+    assert here.key == there.key
+
+
+def test_a_place_is_part_of_the_key_where_nothing_else_tells_what_lies_there(tmp_path):
     here = Store(tmp_path).make("tree", grow, Setting(size=2, root="here"))
     there = Store(tmp_path).make("tree", grow, Setting(size=2, root="there"))
-    assert here.key == there.key
+    assert here.key != there.key
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"stage": "tree", "key": "other", "files": {}}'])
+def test_a_folder_with_a_manifest_of_another_program_is_told_by_its_files(tmp_path, content):
+    (tmp_path / "config.json").write_text("{}")
+    plain = fingerprint(str(tmp_path))
+    (tmp_path / "manifest.json").write_text(content)
+    assert fingerprint(str(tmp_path)) == plain
+    (tmp_path / "config.json").write_text("{ }")
+    assert fingerprint(str(tmp_path)) != plain
+
+
+def test_an_empty_folder_of_checkpoints_is_kept_for_the_ranks_that_look_at_it(tmp_path):
+    checkpoints = tmp_path / "x.partial" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    before = checkpoints.stat().st_ino
+    (checkpoints.parent / "debris").write_text("")
+    _clear_all_but_checkpoints(checkpoints.parent)
+    assert [path.name for path in checkpoints.parent.iterdir()] == ["checkpoints"]
+    assert checkpoints.stat().st_ino == before
+
+
+def test_a_rank_without_a_number_of_processes_is_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(
+        ValueError, match=r"RANK is 1, but WORLD_SIZE is not set: start with torchrun, .*, or unset RANK"
+    ):
+        world_size()
 
 
 def test_a_model_folder_is_told_by_its_files_and_a_hub_name_by_itself(tmp_path):
@@ -83,7 +128,7 @@ def test_a_raised_version_makes_old_results_stale(tmp_path, monkeypatch):
 
 
 def test_the_manifest_holds_the_settings_and_the_hash_of_every_file(tmp_path):
-    result = Store(tmp_path).make("tree", grow, Setting(size=2))
+    result = Store(tmp_path).make("tree", grow, Setting(size=2), source="abc")
     manifest = json.loads((result.path / "manifest.json").read_text())
     assert set(manifest["files"]) == {"tree.txt", "leaves/one.json"}
     assert manifest["config"] == {"size": 2}
@@ -310,6 +355,35 @@ def test_origins_that_are_missing_or_broken_are_refused(tmp_path):
         origins(tree.path)
     with pytest.raises(ArtifactError, match="has no manifest"):
         origins(tmp_path / "tree" / "nothing")
+
+
+def test_of_origins_only_those_that_are_read_are_checked_and_need_to_be_there(tmp_path):
+    store = Store(tmp_path)
+    seed = store.make("seed", grow, Setting(size=0))
+    branch = store.make("branch", grow, Setting(size=1), seed)
+    tree = store.make("tree", grow, Setting(size=2), seed, branch)
+    (branch.path / "tree.txt").write_text("other")
+    assert set(origins(tree.path, {"seed"})) == {"tree", "branch", "seed"}  # the broken one is not read
+    with pytest.raises(ArtifactError, match=r"differs from its sha256"):
+        origins(tree.path, {"branch"})
+    (tree.path / "tree.txt").write_text("other")
+    with pytest.raises(ArtifactError, match=r"differs from its sha256"):
+        origins(tree.path, {"seed"})
+
+
+def test_an_origin_that_was_cleaned_away_is_missed_only_where_it_is_read(tmp_path):
+    store = Store(tmp_path)
+    seed = store.make("seed", grow, Setting(size=0))
+    older = store.make("branch", grow, Setting(size=1), seed)
+    newer = store.make("branch", grow, Setting(size=2), older)
+    root = store.make("root", grow, Setting(size=3), older, seed)
+    tree = store.make("tree", grow, Setting(size=4), newer, root)
+    shutil.rmtree(newer.path)
+    # The older branch does not stand for the newer.
+    assert set(origins(tree.path, {"seed"})) == {"tree", "root", "seed"}
+    for wanted in (None, {"branch"}, {"branch", "seed"}):
+        with pytest.raises(ArtifactError, match=rf"{newer.path} is missing: copy it from the store of the training"):
+            origins(tree.path, wanted)
 
 
 def test_settings_that_changed_are_told_then_and_now(tmp_path):

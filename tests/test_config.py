@@ -137,19 +137,65 @@ def test_lists_for_all_users_need_a_model_and_nothing_else():
     assert _faults(name="generate") == ["model: is missing: give model=VALUE"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         run = load_generate(compose("generate", ["model=store/aligned/KEY"]))
-    assert (run.model, run.data, run.as_of, run.ray_actors) == ("store/aligned/KEY", None, None, None)
+    assert (run.model, run.data, run.as_of, run.audience) == ("store/aligned/KEY", None, None, None)
+    assert run.ray_actors is None
     assert run.decoding == _load().decoding
     assert (run.compute, run.store) == (_load().compute, _load().store)
 
 
 def test_all_faults_of_lists_for_all_users_are_told_at_once():
-    assert _faults("as_of=-1", "data.root=today", "prompts.profile=false", "ray_actors=0", name="generate") == [
+    sources = ", ".join(sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
+    assert _faults("as_of=-1", "data.root=today", "ray_actors=0", "metrics.k=1", name="generate") == [
         "model: is missing: give model=VALUE",
-        'data: no option is chosen: give data=OPTION first (got {"root": "today"})',
+        f'data: no option is chosen: give data=OPTION first, one of {sources} (got {{"root": "today"}})',
         "as_of: Input should be greater than or equal to 0 (got -1)",
         "ray_actors: Input should be greater than or equal to 1 (got 0)",
-        'prompts: unknown key (got {"profile": false})',
+        'metrics: unknown key (got {"k": 1})',
     ]
+
+
+@pytest.mark.parametrize("typed", ["prompts.profile=false", "prompts=paper", "seed=1", "sft/tuning=paper"])
+def test_what_lists_take_from_the_models_training_is_named(typed):
+    key, _, value = typed.partition("=")
+    group = key.split(".")[0].split("/")[0]
+    assert _faults("model=KEY", typed, name="generate") == [
+        f"{key}: unknown key (got {value}): generate.py takes {group} from the model's training"
+    ]
+
+
+def test_prompts_that_a_platform_made_come_without_tables_and_without_a_time(tmp_path):
+    given = ("model=KEY", f"audience={tmp_path}")
+    check(given, name="generate")
+    assert _faults("model=KEY", "audience=nowhere", name="generate") == [
+        "audience is 'nowhere', but there is no such folder: name a folder of prompts-*.parquet and prompts.json, or "
+        "give null to make the prompts from data"
+    ]
+    (fault,) = _faults(*given, "data=tables", "data.root=today", name="generate")
+    assert fault.startswith(f"audience is '{tmp_path}', but data is given too: ")
+    assert fault.endswith("leave out audience or data")
+    (fault,) = _faults(*given, "data=tables", "data.root=today", "as_of=0", name="generate")
+    assert fault.endswith("leave out audience or data and as_of")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        (),
+        ("prompts.next_n=4",),  # pairs, but no stage that learns them
+        ("sft=ex_im_next_n", "prompts.next_n=3"),
+        ("sft.stages=[{next_n_control: 1}]", "prompts.next_n=3", "prompts.next_n_control=0"),
+    ],
+)
+def test_more_ads_a_pass_than_are_learned_are_refused(typed):
+    assert _faults("decoding.next_n=4", *typed) == [
+        "decoding.next_n is 4, but the model is not tuned to name 4 ads one after another: use sft=ex_im_next_n "
+        "prompts.next_n=4, or decoding.next_n=1"
+    ]
+    check(["decoding.next_n=3", "sft=ex_im_next_n", "prompts.next_n=3"])
+    check(["decoding.next_n=2", "sft.stages=[{next_n_control: 1}]", "prompts.next_n=3", "prompts.next_n_control=0"])
+
+
+def test_the_model_of_lists_and_todays_tables_are_enough():
     check(["model=KEY", "data=tables", "data.root=today", "as_of=1700000000"], name="generate")
 
 

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "baselines": {"data"},
     "prompts": {"data", "catalog"},
     "lm": {"catalog", "prompts"},
-    "decoding": {"catalog"},
+    "decoding": {"catalog", "lm"},
     # artifacts: a generation that was killed knows its parts again, and its ranks share them out.
     "generation": {"artifacts", "catalog", "decoding", "lm", "training"},
     "sft": {"catalog", "lm", "decoding", "metrics", "training"},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from leadre import job, pipeline, tables
-from leadre.artifacts import Result, Store
+from leadre.artifacts import ArtifactError, Result, Store
 from leadre.config import CONF, GenerateConfig, load, load_generate
+from leadre.trained import Trained, check_next_n, prompts_of
 
 ROOT = Path(__file__).parent.parent
 SMALLEST = (
@@ -29,7 +31,6 @@ SMALLEST = (
     "sft.tuning.valid_users=16",
     "decoding.beam_width=10",
     "compute.threads=1",
-    "compute.checkpoint_every_steps=2",
 )
 FEW_PAIRS = "alignment.preferences.max_pairs=64"
 STAGES = ["world", "embeddings", "codes", "catalog", "pairs", "base", "tokens", "sft", "sft", "aligned"]
@@ -170,22 +171,172 @@ def test_every_user_gets_a_list_as_of_any_time_by_a_model_of_an_earlier_day(firs
 
 def test_the_daily_batch_ends_with_a_few_users_the_figures_and_where_the_lists_lie(first, capsys):
     root, _, folders = first
-    result = job.generate_lists(_daily(root, f"model={folders['aligned']}"), root, [])
+    run = _daily(root, f"model={folders['aligned']}", "decoding.num_ads=5")
+    assert job.generate_lists(run, root, [])["figures"]["users/s"] > 0
+    assert "–" not in capsys.readouterr().out
+    result = job.generate_lists(run, root, [])  # the lists are there: their pace is not this run's
     text = capsys.readouterr().out
-    figures = result["figures"]
-    assert (figures["users"], figures["Invalid"], figures["Duplicate"]) == (200, 0.0, 0.0)
-    assert figures["users/s"] > 0
+    assert result["figures"] == {"users": 200, "users/s": None, "Invalid": 0.0, "Duplicate": 0.0}
+    assert text.count("–") == 1
     assert text.count("User user_") == text.count("  5. ") == job.NUM_SAMPLES
     (lists,) = [line.split()[-1] for line in text.splitlines() if line.startswith("lists ") and "store" in line]
     assert tables.read(tables.LISTS, Path(lists))["user_id"].n_unique() == 200
 
 
+def test_filters_are_told_by_what_they_hold_and_not_by_where_they_lie(first, tmp_path):
+    root, _, folders = first
+    ads = tables.read(tables.SIDS, folders["catalog"] / "sids.parquet")["ad_id"]
+    made = []
+    for place, down in (("a", ads[:3]), ("b", ads[:3]), ("c", ads[3:5])):
+        (tmp_path / place).mkdir()
+        tables.write(tables.TAKEN_DOWN, pl.DataFrame({"ad_id": down}), tmp_path / place / "taken_down.parquet")
+        lists = _lists(Store(root), f"model={folders['aligned']}", f"decoding.filters={tmp_path / place}").generations
+        shown = tables.read(tables.LISTS, lists.path / "lists")["ad_id"]
+        assert not shown.is_in(down.implode()).any()
+        made.append(lists)
+    first_day, same_day, next_day = made
+    assert (same_day.key, same_day.reused) == (first_day.key, True)
+    assert next_day.key != first_day.key
+
+
+def test_lists_as_of_a_time_that_the_model_has_learned_from_are_warned_of(first, caplog):
+    root, _, folders = first
+    split = tables.read(tables.SPLIT, folders["world"] / "split.parquet")
+    last = split.filter(pl.col("role") == "train")["time"].max()
+    told = f"as_of is {last}, but the model was trained on behaviors up to {last}: do not score these lists"
+    then = _lists(Store(root), f"model={folders['aligned']}", f"as_of={last}")
+    assert told in caplog.messages
+    assert json.loads((then.audience.path / "prompts.json").read_text())["as_of"] == last
+    caplog.clear()
+    after = _lists(Store(root), f"model={folders['aligned']}", f"as_of={last + 1}")
+    assert not [message for message in caplog.messages if "do not score" in message]
+    assert after.audience.key != then.audience.key
+    assert after.generations.key != then.generations.key
+
+
+def test_todays_world_tells_which_ads_run(first):
+    """An ad of the catalog whose time is over is in no list: the world is part of what lists are made from."""
+    root, _, folders = first
+    listed = _lists(Store(root), f"model={folders['aligned']}")
+    manifest = json.loads((listed.generations.path / "manifest.json").read_text())
+    assert manifest["inputs"]["world"] == listed.world.key
+    about = json.loads((listed.generations.path / "generation.json").read_text())
+    as_of = json.loads((listed.audience.path / "prompts.json").read_text())["as_of"]
+    sids = tables.read(tables.SIDS, folders["catalog"] / "sids.parquet")
+    ads = sids.join(tables.read(tables.ADS, folders["world"] / "ads.parquet"), on="ad_id", how="left")
+    over = ads.filter((pl.col("start_time") > as_of) | (pl.col("end_time") <= as_of))["ad_id"]
+    assert about["ads_not_running"] == len(over) > 0
+    assert not tables.read(tables.LISTS, listed.generations.path / "lists")["ad_id"].is_in(over.implode()).any()
+
+
+def test_prompts_that_a_platform_made_stand_in_for_world_and_audience(first, tmp_path, caplog, capsys):
+    root, _, folders = first
+    model = f"model={folders['aligned']}"
+    own = _lists(Store(root), model)
+    given = tmp_path / "given"
+    given.mkdir()
+    for path in own.audience.path.glob("prompts-*.parquet"):
+        shutil.copy(path, given)
+    with pytest.raises(ValueError, match=r"whose prompts\.json tells no max_tokens, soft_tokens, language: write it"):
+        _lists(Store(root), model, f"audience={given}")
+    about = json.loads((own.audience.path / "prompts.json").read_text())
+    kept = {name: about[name] for name in ("max_tokens", "soft_tokens", "language")}
+    (given / "prompts.json").write_text(json.dumps(kept | {"language": "zh"}))
+    with pytest.raises(ValueError, match=r"audience\.language is 'zh', but .* in 'en': compose its prompts in 'en'"):
+        _lists(Store(root), model, f"audience={given}")
+    (given / "prompts.json").write_text(json.dumps(kept))
+    job.generate_lists(_daily(root, model, f"audience={given}"), root, [])
+    text = capsys.readouterr().out
+    assert "User user_" in text
+    assert "no behavior" not in text
+    assert any("nothing is known of ads that no longer run" in message for message in caplog.messages)
+    store = Store(root)
+    listed = _lists(store, model, f"audience={given.rename(tmp_path / 'moved')}")
+    assert [(result.stage, result.reused) for result in store.results] == [("generations", True)]
+    assert listed.world is None
+    users = tables.read(tables.LISTS, listed.generations.path / "lists")["user_id"]
+    assert set(users) == set(tables.read(tables.LISTS, own.generations.path / "lists")["user_id"])
+
+
+def test_more_ads_a_pass_than_the_model_has_learned_are_refused(first):
+    root, _, folders = first
+    told = r"decoding\.next_n is 2, but the model was not tuned to name 2 ads .*: train one with sft=ex_im_next_n "
+    with pytest.raises(ValueError, match=told + r"prompts\.next_n=2, or give decoding\.next_n=1"):
+        _lists(Store(root), f"model={folders['aligned']}", "decoding.next_n=2")
+
+
+@pytest.mark.parametrize(
+    ("learned", "stages", "passes"),
+    [
+        (4, [{"next_n": 1}, {"main": 1}], True),  # aligned, or tuned on, after a stage that learned it
+        (4, [{"next_n_control": 1}], True),
+        (4, [{"explicit": 1}, {"main": 1}], False),
+        (1, [{"next_n": 1}], False),
+        (4, [None, {"main": 1}], True),  # the first stage was cleaned away: nothing is known of it
+    ],
+)
+def test_what_a_model_has_learned_is_told_by_its_pairs_and_by_all_stages_of_its_tuning(
+    first, tmp_path, learned, stages, passes
+):
+    _, _, folders = first
+    prompts = json.loads((folders["pairs"] / "manifest.json").read_text())["config"] | {"next_n": learned}
+    _manifest(tmp_path / "pairs" / "p", config=prompts)
+    inputs: dict[str, str] = {"base": "b"}
+    for number, tasks in enumerate(stages):
+        if tasks is not None:
+            _manifest(tmp_path / "sft" / str(number), config={"tasks": tasks}, inputs=inputs)
+        inputs = {"sft": str(number)}
+    _manifest(tmp_path / "aligned" / "m", config={"kind": "dpo"}, inputs=inputs)
+    model, pairs = (
+        Result(stage, key, tmp_path / stage / key, 0.0, True) for stage, key in (("aligned", "m"), ("pairs", "p"))
+    )
+    then = Trained(model, pairs, pairs, pairs)
+    check_next_n(1, then)
+    if passes:
+        check_next_n(4, then)
+    else:
+        with pytest.raises(ValueError, match=r"decoding\.next_n is 4, but the model was not tuned to name 4 ads"):
+            check_next_n(4, then)
+
+
+def _manifest(folder: Path, **content: object) -> None:
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
+def test_which_responses_a_model_was_trained_with_moves_no_audience(tmp_path, first):
+    _, _, folders = first
+    settings = json.loads((folders["pairs"] / "manifest.json").read_text())["config"]
+    changes = [{"next_n": 4, "next_n_control": 0}, {"reuse_every": None}, {"reuse_every": 5}, {}]
+    made = [prompts_of(_pairs_with(tmp_path / str(i), settings | change)) for i, change in enumerate(changes)]
+    assert len(set(made)) == 1
+    assert made[0] != prompts_of(_pairs_with(tmp_path / "other", settings | {"window_days": 1}))
+
+
+def _pairs_with(folder: Path, settings: dict[str, object]) -> Result:
+    _manifest(folder, config=settings)
+    return Result("pairs", "key", folder, 0.0, True)
+
+
+def test_what_lists_are_not_made_with_may_be_gone_and_the_rest_is_missed_by_name(first, tmp_path):
+    root, _, folders = first
+    copied = tmp_path / "store"
+    for stage in ("aligned", "world", "catalog", "pairs"):
+        shutil.copytree(folders[stage], copied / stage / folders[stage].name)
+    model = f"model={copied / 'aligned' / folders['aligned'].name}"
+    assert _lists(Store(copied), model).generations.key == _lists(Store(root), f"model={folders['aligned']}")[2].key
+    shutil.rmtree(copied / "pairs")
+    with pytest.raises(ArtifactError, match=r"pairs/\w+ is missing: copy it from the store of the training"):
+        _lists(Store(copied), model)
+
+
 def test_at_the_time_of_a_test_target_the_daily_list_is_the_evaluated_one(first):
-    """What is scored offline is what a platform would have shown then."""
+    """What is scored offline is what a platform would have shown then, but for ads that did not run."""
     root, _, folders = first
     split = tables.read(tables.SPLIT, folders["world"] / "split.parquet").filter(pl.col("role") == "test")
     user, time = split.sort("time").select("user_id", "time").row(-1)
-    then = _lists(Store(root), f"model={folders['aligned']}", f"as_of={time}")
+    prompts = _lists(Store(root), f"model={folders['aligned']}", f"as_of={time}").audience.path
+    then = _lists(Store(root), f"model={folders['aligned']}", f"audience={prompts}")  # of all ads
     evaluated, daily = (
         tables.read(tables.LISTS, folder / "lists").filter(pl.col("user_id") == user)
         for folder in (folders["generations"], then.generations.path)
@@ -215,14 +366,15 @@ def test_settings_of_prompts_that_a_model_of_old_does_not_have_are_named(tmp_pat
     pairs = Result("pairs", "key", tmp_path, 0.0, True)
     (tmp_path / "manifest.json").write_text(json.dumps({"config": {"profile": True, "gone": 1}}))
     with pytest.raises(ValueError, match=r"no longer fit \(.*prompts\.gone: .*\): train it anew"):
-        pipeline._prompts_of(pairs)
+        prompts_of(pairs)
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_time_ends_with_the_same_scores(first, tmp_path):
     """kill -9 at growing delays until a run ends by itself; then the scores are those of the unbroken run."""
     _, _, folders = first
-    arguments = [sys.executable, str(ROOT / "train.py"), *SMALLEST, FEW_PAIRS, f"store.root={tmp_path / 'store'}"]
+    typed = [*SMALLEST, FEW_PAIRS, "compute.checkpoint_every_steps=2", f"store.root={tmp_path / 'store'}"]
+    arguments = [sys.executable, str(ROOT / "train.py"), *typed]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     kills = 0
     while True:

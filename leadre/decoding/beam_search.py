@@ -10,12 +10,11 @@ from transformers import Cache, PreTrainedModel
 from leadre.catalog.sids import level_letter
 from leadre.catalog.trie import Trie, move
 from leadre.decoding.cache import roomy_cache
+from leadre.decoding.checks import check_catalog, check_prompts, head_of, level_widths
 from leadre.decoding.config import Normalizer
-from leadre.decoding.filters import Filter
+from leadre.decoding.filters import Filter, check
 from leadre.decoding.selection import Frontier, candidates, select
 
-_HEAD_SCALES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-"""Configuration keys of models that change the logits after the head, which the search would miss."""
 _BLOCK = 2048
 """Tokens of the vocabulary whose logits are computed at a time."""
 
@@ -92,6 +91,8 @@ def beam_search(
     widths = level_widths(beam_width, levels=len(sid_tokens))
     check_catalog(trie, sid_tokens)
     head = head_of(model, sid_tokens)
+    if filter is not None:
+        check(filter, trie, users=len(input_ids))
     with torch.no_grad():
         reading, hidden = read_prompt(model, input_ids, attention_mask, room=sum(widths[:-1]))
         rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]
@@ -147,15 +148,10 @@ def read_prompt(
         room: Codes of a user that will be read behind them.
 
     Raises:
-        ValueError: If a prompt is empty.
+        ValueError: If there is no prompt, or one is empty.
     """
     prompt = attention_mask.bool()
-    lengths = prompt.sum(1)
-    if input_ids.shape != prompt.shape or not bool((lengths > 0).all()):
-        raise ValueError(
-            f"attention_mask {tuple(prompt.shape)} leaves {int((lengths == 0).sum())} prompts of "
-            f"{tuple(input_ids.shape)} input_ids empty: every prompt needs a token, and a mask entry for each"
-        )
+    lengths = check_prompts(input_ids, prompt)
     decoder = cast(Any, model).get_decoder()
     cache = roomy_cache(model.config.num_hidden_layers, room=room)
     hidden = decoder(
@@ -166,7 +162,7 @@ def read_prompt(
         use_cache=True,
     ).last_hidden_state
     last = (prompt * torch.arange(prompt.shape[1], device=prompt.device)).argmax(1)
-    return Reading(decoder, cache, prompt, lengths), hidden[torch.arange(len(last)), last][:, None]
+    return Reading(decoder, cache, prompt, lengths), hidden[torch.arange(len(last), device=last.device), last][:, None]
 
 
 def start(hidden: Tensor, rows: Tensor) -> State:
@@ -199,7 +195,7 @@ def step(
     scored = asked.flatten()[found.parent]
     place = asked.flatten().cumsum(0) - 1  # of each beam among those asked
     gains = found.node.new_zeros(len(found.node), dtype=torch.float32)  # a forced code has probability 1
-    gains[scored] = _gains(head, hidden, place[found.parent[scored]], codes[scored], sid_tokens[level], normalizer)
+    gains[scored] = gains_of(head, hidden, place[found.parent[scored]], codes[scored], sid_tokens[level], normalizer)
     _check_finite(gains, level)
     # 3. The best of them are the beams of this level.
     frontier = select(found, beams.frontier.scores.flatten()[found.parent] + gains, nodes.shape, beam_width)
@@ -267,27 +263,37 @@ def _read_tokens(reading: Reading, tokens: Tensor, positions: Tensor, visible: T
     return cast(Tensor, read.last_hidden_state)
 
 
-def _gains(
+def gains_of(
     head: nn.Module, hidden: Tensor, parent: Tensor, codes: Tensor, tokens: range, normalizer: Normalizer
 ) -> Tensor:
-    """The log-probability ``(C,)`` of each candidate's code after its beam, in float32."""
+    """The log-probability ``(C,)`` of each candidate's code after its beam, in float32.
+
+    Args:
+        head: The model's head.
+        hidden: ``(A, D)`` hidden states of the beams.
+        parent: ``(C,)`` ascending, which of the beams each candidate continues.
+        codes: ``(C,)`` its code.
+        tokens: Token ids of the level's codes.
+        normalizer: What the probability is taken among; ``trie`` takes a beam's candidates here.
+    """
     if not len(parent):
         return hidden.new_zeros(0, dtype=torch.float32)
     if type(head) is not nn.Linear:  # only of a plain layer its weights are all there is; an adapter adds to them
         everything = cast(Tensor, head(hidden)).float()  # (A, V)
         logits = everything[:, tokens.start : tokens.stop]
         if normalizer == "full":
-            return logits[parent, codes] - everything.logsumexp(1)[parent]
+            return logits[parent, codes] - _finite(everything.logsumexp(1))[parent]
     else:
-        logits = _logits(head, hidden, tokens)  # (A, K)
+        logits = logits_of(head, hidden, tokens)  # (A, K)
         if normalizer == "full":
-            return logits[parent, codes] - _log_normalizer(head, hidden)[parent]
+            return logits[parent, codes] - _finite(_log_normalizer(head, hidden))[parent]
     if normalizer == "level":
-        return logits[parent, codes] - logits.logsumexp(1)[parent]
+        return logits[parent, codes] - _finite(logits.logsumexp(1))[parent]
     return _log_softmax_by_parent(logits[parent, codes], parent, hidden.shape[0])
 
 
-def _logits(head: nn.Linear, hidden: Tensor, tokens: range) -> Tensor:
+def logits_of(head: nn.Linear, hidden: Tensor, tokens: range) -> Tensor:
+    """The logits ``(A, K)`` of some tokens alone, in float32."""
     bias = None if head.bias is None else head.bias[tokens.start : tokens.stop]
     return nn.functional.linear(hidden, head.weight[tokens.start : tokens.stop], bias).float()
 
@@ -299,13 +305,17 @@ def _log_normalizer(head: nn.Linear, hidden: Tensor) -> Tensor:
     """
     size = head.weight.shape[0]
     blocks = [range(first, min(first + _BLOCK, size)) for first in range(0, size, _BLOCK)]
-    return torch.stack([_logits(head, hidden, block).logsumexp(1) for block in blocks]).logsumexp(0)
+    return torch.stack([logits_of(head, hidden, block).logsumexp(1) for block in blocks]).logsumexp(0)
+
+
+def _finite(norms: Tensor) -> Tensor:
+    """So that codes that are all impossible get -inf each, and not NaN, which stays what a broken model gives."""
+    return norms.clamp(min=torch.finfo(norms.dtype).min)
 
 
 def _log_softmax_by_parent(logits: Tensor, parent: Tensor, num_parents: int) -> Tensor:
     counts = torch.bincount(parent, minlength=num_parents)
-    high = torch.segment_reduce(logits, "max", lengths=counts).clamp(min=torch.finfo(logits.dtype).min)
-    shifted = logits - high[parent]  # where no code is possible at all, -inf each
+    shifted = logits - _finite(torch.segment_reduce(logits, "max", lengths=counts))[parent]
     # Not index_add, whose order of addition, and so the last bit, is left open on a GPU.
     total = torch.segment_reduce(shifted.exp(), "sum", lengths=counts)
     return shifted - total.clamp(min=torch.finfo(logits.dtype).tiny)[parent].log()
@@ -319,63 +329,6 @@ def best_first(rows: Tensor, scores: Tensor, width: int) -> Beams:
         nn.functional.pad(rows.gather(1, order)[:, :width], (0, missing), value=-1),
         nn.functional.pad(scores[:, :width], (0, missing), value=-torch.inf),
     )
-
-
-def level_widths(beam_width: int | Sequence[int], *, levels: int) -> tuple[int, ...]:
-    """The beams kept at each level.
-
-    Raises:
-        ValueError: If one is below 1, or their number is not that of the levels.
-    """
-    widths = (beam_width,) * levels if isinstance(beam_width, int) else tuple(beam_width)
-    if min(widths, default=0) < 1:
-        raise ValueError(f"beam_width is {beam_width}: it must be at least 1")
-    if len(widths) != levels:
-        raise ValueError(
-            f"beam_width is {list(widths)}, {len(widths)} numbers, but S-IDs have {levels} codes: "
-            "give one number, or one a level"
-        )
-    return widths
-
-
-def check_catalog(trie: Trie, sid_tokens: Sequence[range]) -> None:
-    """Refuse a trie that is empty or of another catalog than the model's tokens."""
-    if not trie.codes or not all(len(codes) for codes in trie.codes):
-        raise ValueError("trie is empty: there is no ad to generate; index a catalog that has one")
-    if len(trie.codes) != len(sid_tokens):
-        raise ValueError(
-            f"sid_tokens has {len(sid_tokens)} levels, but trie has {len(trie.codes)}: "
-            "the model and the catalog do not belong together; train the model for this catalog"
-        )
-    for level, (codes, tokens) in enumerate(zip(trie.codes, sid_tokens, strict=True)):
-        if int(codes.max()) >= len(tokens):
-            raise ValueError(
-                f"sid_tokens has {len(tokens)} codes at level {level_letter(level)}, but trie has the code "
-                f"{int(codes.max())} there: train the model for this catalog"
-            )
-
-
-def head_of(model: PreTrainedModel, sid_tokens: Sequence[range]) -> nn.Module:
-    """The model's head; refuses a model that cannot be searched."""
-    head = cast(nn.Module, cast(Any, model).get_output_embeddings())  # Transformers leaves it untyped
-    if model.training:
-        raise ValueError("model is in training mode, where dropout makes scores random: call model.eval()")
-    size = int(cast(Any, head).weight.shape[0])
-    if max(tokens.stop for tokens in sid_tokens) > size:
-        raise ValueError(
-            f"sid_tokens reaches token {max(tokens.stop for tokens in sid_tokens) - 1}, but model has {size} "
-            "tokens: extend its vocabulary for this catalog"
-        )
-    settings = model.config.to_dict()
-    layers = set(settings.get("layer_types") or ()) - {"full_attention"}
-    window = {"sliding_window"} if not settings.get("layer_types") and settings.get("sliding_window") else set()
-    scaled = {name for name in _HEAD_SCALES if settings.get(name) not in (None, 1)}
-    if unsupported := sorted(layers | window | scaled):
-        raise ValueError(
-            f"model is a {model.config.model_type} with {', '.join(unsupported)}, which the search "
-            "does not support: use a model with full attention and a plain head"
-        )
-    return head
 
 
 def _check_finite(gains: Tensor, level: int) -> None:

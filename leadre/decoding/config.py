@@ -4,13 +4,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from leadre.lm.config import EightBit
 from leadre.settings import settings
 
 Count = Annotated[int, Field(ge=1)]
 Normalizer = Literal["full", "level", "trie"]
 """What a code's probability is taken among: the whole vocabulary, its level's codes, or the node's children."""
-Weights = Literal["as_trained", "w8a8", "fp8"]
-"""The numbers that matrix products are made in: as the model was saved, 8-bit integers, or 8-bit floats."""
 
 
 @settings
@@ -23,7 +22,7 @@ class DecodingConfig:
     next_n: Count
     filters: Annotated[str, Field(min_length=1)] | None
     engine: Literal["eager", "graph"]
-    weights: Weights
+    weights: Literal["as_trained"] | EightBit
     tokens_per_batch: Count
     shard_users: Count
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from leadre.catalog.trie import Trie
 
-_NO_KEY = torch.iinfo(torch.int64).max
+NO_KEY = torch.iinfo(torch.int64).max
 """Fills up ``spent``, so that its shape does not depend on what was seen."""
 
 
@@ -73,14 +73,14 @@ def make(trie: Trie, counts: Sequence[Tensor], groups: Tensor, seen: Tensor) -> 
     rows = torch.arange(len(groups), device=groups.device)[:, None]
     hidden = (seen >= 0) & (counts[-1][groups[:, None], seen.clamp(min=0)] > 0)
     size = seen.numel()
-    keys = torch.unique(torch.where(hidden, rows * len(trie.codes[-1]) + seen, _NO_KEY))
-    keys = keys[keys < _NO_KEY]  # an ad that was seen twice counts once
+    keys = torch.unique(torch.where(hidden, rows * len(trie.codes[-1]) + seen, NO_KEY))
+    keys = keys[keys < NO_KEY]  # an ad that was seen twice counts once
     number = torch.ones_like(keys)
     spent: list[Tensor] = []
     for level in reversed(range(len(trie.codes))):
         row, node = keys // len(trie.codes[level]), keys % len(trie.codes[level])
         closed = keys[number == counts[level][groups[row], node]]
-        spent.insert(0, torch.cat([closed, closed.new_full((size - len(closed),), _NO_KEY)]))
+        spent.insert(0, torch.cat([closed, closed.new_full((size - len(closed),), NO_KEY)]))
         if level > 0:
             parent = torch.searchsorted(trie.first_child[level], node.to(trie.first_child[level].dtype), right=True) - 1
             above, place = (row * len(trie.codes[level - 1]) + parent).unique_consecutive(return_inverse=True)
@@ -105,6 +105,26 @@ def alive(filter: Filter, level: int, rows: Tensor, nodes: Tensor) -> Tensor:
     keys = rows * counts.shape[1] + nodes
     found = spent[torch.searchsorted(spent, keys).clamp(max=len(spent) - 1)]
     return allowed & (found != keys)
+
+
+def check(filter: Filter, trie: Trie, *, users: int) -> None:
+    """Refuse a filter that has not one row a user, or is of another trie, or lies elsewhere.
+
+    Raises:
+        ValueError: If so.
+    """
+    if len(filter.groups) != users:
+        raise ValueError(f"filter has {len(filter.groups)} rows for {users} users: make it with one row a user")
+    nodes = [counts.shape[1] for counts in filter.counts]
+    if nodes != [len(codes) for codes in trie.codes]:
+        raise ValueError(
+            f"filter counts {nodes} nodes a level, but trie has {[len(codes) for codes in trie.codes]}: make it with "
+            "the trie that is searched"
+        )
+    if filter.groups.device != trie.codes[0].device:
+        raise ValueError(
+            f"filter is on {filter.groups.device}, but trie is on {trie.codes[0].device}: make it of tensors there"
+        )
 
 
 def below(trie: Trie, prefix: Sequence[int]) -> Tensor:

@@ -15,7 +15,8 @@ from leadre.decoding.config import Normalizer
 from leadre.decoding.filters import Filter, alive
 from leadre.decoding.selection import Frontier
 
-_FUSED = find_spec("triton") is not None
+FUSED = find_spec("triton") is not None
+"""Whether the Triton kernels run in place of their twins on a GPU."""
 
 
 class Branches(NamedTuple):
@@ -59,7 +60,7 @@ def log_normalizer(
         ``(B * W,)`` float32. Infinite for a node with a single open child under ``trie``, whose code is certain,
         whatever its logit; NaN where a logit is NaN or infinite.
     """
-    if _FUSED and logits.is_cuda:
+    if FUSED and logits.is_cuda:
         from leadre.decoding import triton_kernels
 
         if normalizer == "trie":
@@ -97,7 +98,7 @@ def select(
         NaN always is, so that NaN is found at the end of the search.
     """
     chosen = select_children
-    if _FUSED and logits.is_cuda:
+    if FUSED and logits.is_cuda:
         from leadre.decoding import triton_kernels
 
         chosen = triton_kernels.select_children
@@ -107,6 +108,7 @@ def select(
 def normalize_rows(logits: Tensor) -> Tensor:
     """The twin of `log_normalizer` for ``full`` and ``level``."""
     norms = logits.float().logsumexp(1)
+    norms = norms.clamp(min=torch.finfo(torch.float32).min)  # finite also where no code is possible; NaN stays
     return norms.masked_fill(norms == torch.inf, torch.nan)
 
 

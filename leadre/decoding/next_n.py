@@ -9,17 +9,8 @@ from transformers import PreTrainedModel
 
 from leadre.catalog.trie import Trie, move
 from leadre.decoding import filters
-from leadre.decoding.beam_search import (
-    Beams,
-    State,
-    best_first,
-    check_catalog,
-    head_of,
-    level_widths,
-    read_prompt,
-    start,
-    step,
-)
+from leadre.decoding.beam_search import Beams, State, best_first, read_prompt, start, step
+from leadre.decoding.checks import check_catalog, head_of, level_widths
 from leadre.decoding.config import Normalizer
 from leadre.decoding.filters import Filter
 
@@ -89,6 +80,7 @@ def generate_next_n(
     head = head_of(model, sid_tokens)
     users = torch.arange(len(input_ids), device=input_ids.device)
     open_ads = filter if filter is not None else _everything(trie, users)
+    filters.check(open_ads, trie, users=len(users))
     with torch.no_grad():
         reading, hidden = read_prompt(model, input_ids, attention_mask, room=next_n * sum(widths))
         beams = start(hidden, users[:, None])
@@ -124,13 +116,15 @@ def merge(sequences: Sequences, num_ads: int) -> Beams:
     order = rows.argsort(dim=1, stable=True)
     rows, weights = rows.gather(1, order), weights.gather(1, order)
     opens = torch.nn.functional.pad(rows[:, 1:] != rows[:, :-1], (1, 0), value=True)
-    place = opens.cumsum(1) - 1  # the distinct ad that each entry is of
-    # The sum is taken relative to the largest weight, whose exponential is 1.
-    high = torch.full_like(weights, -torch.inf).scatter_reduce(1, place, weights, "amax")
-    high = high.clamp(min=torch.finfo(weights.dtype).min)
-    mass = torch.zeros_like(weights).scatter_add(1, place, (weights - high.gather(1, place)).exp())
-    distinct = torch.full_like(rows, -1).scatter(1, place, rows)
-    scores = (mass.log() + high).masked_fill(distinct < 0, -torch.inf)
+    # 1. The entries of an ad stand together now. Not scatter_add, whose order of addition a GPU leaves open.
+    lengths = torch.bincount(opens.flatten().cumsum(0) - 1)
+    high = torch.segment_reduce(weights.flatten(), "max", lengths=lengths).clamp(min=torch.finfo(weights.dtype).min)
+    shifted = (weights.flatten() - high.repeat_interleave(lengths)).exp()
+    summed = torch.segment_reduce(shifted, "sum", lengths=lengths).log() + high
+    # 2. Each ad stands at its first entry.
+    distinct = torch.where(opens, rows, -1)
+    scores = torch.full_like(weights, -torch.inf).masked_scatter(opens, summed)
+    scores = scores.masked_fill(distinct < 0, -torch.inf)
     return best_first(distinct, scores, num_ads)
 
 

@@ -1,7 +1,9 @@
 """Beam search with static shapes and no step on the host: on a GPU, one CUDA graph a shape (LEADRE 4.4.2)."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -12,17 +14,27 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from leadre.catalog.trie import Trie, move
-from leadre.decoding.beam_search import Beams, check_catalog, head_of, level_widths
+from leadre.decoding import kernels
+from leadre.decoding.beam_search import Beams, best_first, logits_of
 from leadre.decoding.cache import roomy_cache
+from leadre.decoding.checks import check_catalog, check_prompts, head_of, level_widths
 from leadre.decoding.config import Normalizer
-from leadre.decoding.filters import Filter
+from leadre.decoding.filters import NO_KEY, Filter, check
 from leadre.decoding.kernels import Branches, branches, log_normalizer, select
 from leadre.decoding.selection import Frontier
 
 LENGTH_STEP = 64
 """Prompts are padded to a multiple of it, so that there are few shapes."""
+_FEWEST_SEEN = 1024
+"""Places for seen ads of a batch, where it has any; from there on a power of two."""
+_MOST_RECORDINGS = 64
+"""Shapes whose graphs are kept: each holds its inputs and results, and some megabytes of the driver's."""
+_HEAD_ROWS = 4096
+"""Beams whose logits of the whole vocabulary are in memory at a time."""
 _ATTENTION = "leadre_beams"
 _WARM_UPS = 2
+
+log = logging.getLogger(__name__)
 
 
 class StaticSearch:
@@ -34,7 +46,8 @@ class StaticSearch:
     the same code runs as it is.
 
     Our choice: prompts are padded on the right to a multiple of `LENGTH_STEP`, and a batch is filled up to one of four
-    sizes an octave (see `batch_size`), so that a user base needs few graphs. The graphs share their memory.
+    sizes an octave (see `batch_size`), and its seen ads up to a power of two, so that a user base needs few graphs. The
+    graphs share their memory; past 64 of them the one that was not used for longest is dropped.
 
     Args:
         model: Any causal language model with full attention, in evaluation mode, on the device.
@@ -63,9 +76,13 @@ class StaticSearch:
         check_catalog(trie, sid_tokens)
         self.head = head_of(model, sid_tokens)
         _check_rotary(model)
+        if device.type == "cuda" and not kernels.FUSED:
+            _tell_of_twins()
         self.decoder: Any = cast(Any, model).get_decoder()
         self.config = model.config
-        self.branches = branches(move(trie, device))
+        self.takes_attention = bool(cast(Any, model)._supports_attention_backend)
+        self.trie = move(trie, device)
+        self.branches = branches(self.trie)
         self.sid_tokens = tuple(sid_tokens)
         self.normalizer = normalizer
         self.device = device
@@ -83,12 +100,15 @@ class StaticSearch:
                 same tensors in every call: new ones make new graphs.
 
         Raises:
-            ValueError: If a prompt is empty, or the model gives NaN.
+            ValueError: If there is no prompt, one is empty, the filter is not one of these users and of this trie, or
+                the model gives NaN.
         """
         users = len(input_ids)
+        if filter is not None:
+            check(filter, self.trie, users=users)
         ids, lengths = _pack(input_ids.to(self.device), attention_mask.to(self.device))
         filter = None if filter is None else _padded_filter(filter, len(ids))
-        with _attention(self.config), torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+        with self._attention(), torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             found = self._recording(ids, lengths, filter).play(ids, lengths, filter)
         beams = Beams(found.rows[:users].clone(), found.scores[:users].clone())
         _check_finite(beams.scores)
@@ -98,9 +118,11 @@ class StaticSearch:
         key: tuple[object, ...] = tuple(ids.shape)
         if filter is not None:
             key += (*(id(counts) for counts in filter.counts), filter.spent[0].shape)
-        if key not in self._recordings:
-            self._recordings[key] = self._record(ids, lengths, filter)
-        return self._recordings[key]
+        found = self._recordings.pop(key, None) or self._record(ids, lengths, filter)
+        self._recordings[key] = found  # the last one
+        if len(self._recordings) > _MOST_RECORDINGS:
+            del self._recordings[next(iter(self._recordings))]
+        return found
 
     def _record(self, ids: Tensor, lengths: Tensor, filter: Filter | None) -> "_Recording":
         """Run the search on copies of its inputs, which later inputs are written into."""
@@ -146,12 +168,7 @@ class StaticSearch:
                 positions = (given.lengths[:, None] + level - 1).expand_as(codes)
                 hidden = self._read_codes(cache, self.sid_tokens[level - 1].start + codes, positions, seen)
             beams = self._choose(hidden.flatten(0, 1), beams, below, given.filter)
-        scores, order = beams.scores.sort(dim=1, descending=True, stable=True)  # stable: equal scores stay by node
-        missing = self.widths[-1] - scores.shape[1]
-        rows = beams.nodes.gather(1, order)
-        return Beams(
-            nn.functional.pad(rows, (0, missing), value=-1), nn.functional.pad(scores, (0, missing), value=-torch.inf)
-        )
+        return best_first(beams.nodes, beams.scores, self.widths[-1])
 
     def _read_codes(self, cache: Cache, tokens: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
         """Read a code a beam; hidden states ``(B, W, D)``. ``seen`` ``(B, W, S)`` are the keys each one looks at."""
@@ -166,13 +183,42 @@ class StaticSearch:
 
     def _choose(self, hidden: Tensor, beams: Frontier, below: Branches, filter: Filter | None) -> Frontier:
         tokens = self.sid_tokens[below.level]
-        if self.normalizer == "full":
-            logits, first_code = self.head(hidden), tokens.start
+        # As in `gains_of`: only of a plain layer its weights are all there is.
+        if self.normalizer != "full" and type(self.head) is nn.Linear:
+            logits = logits_of(self.head, hidden, tokens)
         else:
-            logits, first_code = _level_logits(self.head, hidden, tokens), 0
-        norms = log_normalizer(logits, beams.nodes, below, self.normalizer, filter)
+            logits, norms = self._read_head(hidden, beams.nodes, below)
+        if self.normalizer != "full":
+            norms = log_normalizer(logits, beams.nodes, below, self.normalizer, filter)
         places = min(self.widths[below.level], len(below.codes), beams.nodes.shape[1] * below.most)
-        return select(logits, norms, beams, below, first_code=first_code, beam_width=places, filter=filter)
+        return select(logits, norms, beams, below, first_code=0, beam_width=places, filter=filter)
+
+    def _read_head(self, hidden: Tensor, nodes: Tensor, below: Branches) -> tuple[Tensor, Tensor]:
+        """Logits ``(B * W, K)`` of a level's codes, and the normalizers ``(B * W,)`` among the whole vocabulary.
+
+        The logits of the whole vocabulary are in memory for a block of rows at a time.
+        """
+        tokens = self.sid_tokens[below.level]
+
+        def read(rows: Tensor) -> tuple[Tensor, Tensor]:
+            everything = cast(Tensor, self.head(rows))  # (R, V)
+            norms = log_normalizer(everything, nodes, below, "full")
+            return everything[:, tokens.start : tokens.stop].clone(), norms  # a view would keep everything
+
+        blocks = (hidden[first : first + _HEAD_ROWS] for first in range(0, len(hidden), _HEAD_ROWS))
+        logits, norms = zip(*map(read, blocks), strict=True)
+        return torch.cat(logits), torch.cat(norms)
+
+    @contextmanager
+    def _attention(self) -> Iterator[None]:
+        """A model with the usual attention uses that of beams for a while; one with another keeps it."""
+        usual = self.config._attn_implementation
+        if usual == "sdpa" and self.takes_attention:
+            self.config._attn_implementation = _ATTENTION
+        try:
+            yield
+        finally:
+            self.config._attn_implementation = usual
 
 
 class _Inputs(NamedTuple):
@@ -210,13 +256,10 @@ def batch_size(users: int) -> int:
 
 def _pack(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Prompts moved to the left, their batch filled up with copies of the last one; ids ``(B, T)`` and lengths."""
+    if not len(input_ids):
+        raise ValueError("input_ids has no row: give the prompt of at least one user")
     prompt = attention_mask.bool()
-    lengths = prompt.sum(1)
-    if input_ids.shape != prompt.shape or not bool((lengths > 0).all()):
-        raise ValueError(
-            f"attention_mask {tuple(prompt.shape)} leaves {int((lengths == 0).sum())} prompts of "
-            f"{tuple(input_ids.shape)} input_ids empty: every prompt needs a token, and a mask entry for each"
-        )
+    lengths = check_prompts(input_ids, prompt)
     order = (~prompt).int().argsort(dim=1, stable=True)
     ids = input_ids.gather(1, order).masked_fill(
         torch.arange(prompt.shape[1], device=prompt.device) >= lengths[:, None], 0
@@ -231,8 +274,9 @@ def _pack(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
 def _padded_filter(filter: Filter, users: int) -> Filter:
     """The filter of a batch that is filled up, with a rounded number of seen ads."""
     groups = torch.cat([filter.groups, filter.groups[-1:].expand(users - len(filter.groups))])
-    size = -(-len(filter.spent[0]) // LENGTH_STEP) * LENGTH_STEP
-    above_all = groups.new_full((size - len(filter.spent[0]),), torch.iinfo(torch.int64).max)
+    number = len(filter.spent[0])
+    size = 1 << (max(_FEWEST_SEEN, number) - 1).bit_length() if number else 0
+    above_all = groups.new_full((size - number,), NO_KEY)
     return Filter(
         filter.counts, groups, filter.seen[:0], tuple(torch.cat([spent, above_all]) for spent in filter.spent)
     )
@@ -249,13 +293,6 @@ def _descend(seen: Tensor, parents: Tensor) -> Tensor:
     inherited = seen.gather(1, parents[..., None].expand(-1, -1, seen.shape[2]))
     own = torch.eye(parents.shape[1], dtype=torch.bool, device=parents.device)
     return torch.cat([inherited, own.expand(len(parents), -1, -1)], 2)
-
-
-def _level_logits(head: nn.Module, hidden: Tensor, tokens: range) -> Tensor:
-    if type(head) is nn.Linear:  # only then are its weights all there is to it; an adapter adds to them
-        bias = None if head.bias is None else head.bias[tokens.start : tokens.stop]
-        return nn.functional.linear(hidden, head.weight[tokens.start : tokens.stop], bias)
-    return cast(Tensor, head(hidden))[:, tokens.start : tokens.stop]
 
 
 def _beam_attention(
@@ -284,29 +321,27 @@ def _beam_attention(
 ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _beam_attention)
 
 
-@contextmanager
-def _attention(config: Any) -> Iterator[None]:  # noqa: ANN401  # Transformers leaves its settings untyped
-    """A model with the usual attention uses that of beams for a while; one with another keeps it."""
-    usual = config._attn_implementation
-    if usual == "sdpa":
-        config._attn_implementation = _ATTENTION
-    try:
-        yield
-    finally:
-        config._attn_implementation = usual
+def _heads_a_group(config: Any) -> int:  # noqa: ANN401  # Transformers leaves its settings untyped
+    return int(config.num_attention_heads) // int(
+        getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    )
 
 
-def _heads_a_group(config: Any) -> int:  # noqa: ANN401
-    return int(config.num_attention_heads) // int(config.num_key_value_heads)
+@cache
+def _tell_of_twins() -> None:
+    """Once a process."""
+    log.warning("Triton is not installed: the search takes torch's kernels, which are slower; install it for the GPU")
 
 
 def _check_rotary(model: PreTrainedModel) -> None:
-    kind = (model.config.to_dict().get("rope_parameters") or {}).get("rope_type", "default")
-    if kind in ("dynamic", "longrope") and not model.config.rope_parameters.get("alpha"):
-        raise ValueError(
-            f"model has rotary frequencies of the kind {kind}, which depend on the length of the prompt: "
-            "search with engine eager"
-        )
+    given = model.config.to_dict().get("rope_parameters") or {}
+    for rope in (given, *(each for each in given.values() if isinstance(each, dict))):  # all layers' or one a kind's
+        kind = rope.get("rope_type", "default")
+        if kind in ("dynamic", "longrope") and not rope.get("alpha"):
+            raise ValueError(
+                f"model has rotary frequencies of the kind {kind}, which depend on the length of the prompt: "
+                "search with engine eager"
+            )
 
 
 def _check_finite(scores: Tensor) -> None:

@@ -21,6 +21,7 @@ from leadre.decoding.selection import Frontier
 
 _LARGEST_BLOCK = 1024
 _ROW_BLOCK = 4096
+_ROW_WARPS = 8
 
 
 def normalize_rows(logits: Tensor) -> Tensor:
@@ -28,7 +29,16 @@ def normalize_rows(logits: Tensor) -> Tensor:
     norms = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     block = min(_ROW_BLOCK, triton.next_power_of_2(logits.shape[1]))
     with torch.cuda.device_of(logits):  # Triton works on the current device
-        _normalize_rows[(len(logits),)](logits, norms, logits.stride(0), logits.stride(1), logits.shape[1], BLOCK=block)
+        _normalize_rows[(len(logits),)](
+            logits,
+            norms,
+            logits.stride(0),
+            logits.stride(1),
+            logits.shape[1],
+            BLOCK=block,
+            num_warps=_ROW_WARPS,
+            enable_fp_fusion=True,
+        )
     return norms
 
 
@@ -38,7 +48,7 @@ def normalize_children(logits: Tensor, nodes: Tensor, branches: Branches, filter
     norms = torch.empty(nodes.numel(), dtype=torch.float32, device=logits.device)
     given, options = _candidates(logits, branches, filter)
     with torch.cuda.device_of(logits):
-        _normalize_children[(nodes.numel(),)](norms, nodes, *given, nodes.shape[1], **options)
+        _normalize_children[(nodes.numel(),)](norms, nodes, *given, nodes.shape[1], enable_fp_fusion=True, **options)
     return norms
 
 
@@ -67,9 +77,10 @@ def select_children(
     grid = (users * width,)
     with torch.cuda.device_of(logits):
         for number in range(4):
-            _count_digits[grid](digits, *beams, PASS=number, **options)
-        _count_kept[grid](digits, counts, *beams, **options)
-        _write_kept[grid](digits, counts, *found, *beams, BEAMS=triton.next_power_of_2(width), **options)
+            _count_digits[grid](digits, *beams, PASS=number, enable_fp_fusion=True, **options)
+        _count_kept[grid](digits, counts, *beams, enable_fp_fusion=True, **options)
+        beams_block = triton.next_power_of_2(width)
+        _write_kept[grid](digits, counts, *found, *beams, BEAMS=beams_block, enable_fp_fusion=True, **options)
     return found
 
 
@@ -102,6 +113,7 @@ def _normalize_rows(logits, norms, row_stride, column_stride, columns, BLOCK: tl
     top = tl.max(high, 0)
     base = tl.where(tl.abs(top) == float("inf"), 0.0, top)
     norm = base + tl.log(tl.sum(total * tl.exp(high - base), 0))
+    norm = tl.where(norm == float("-inf"), -3.4028234663852886e38, norm)  # finite also where no code is possible
     tl.store(norms + row, tl.where(top == float("inf"), float("nan"), norm))
 
 

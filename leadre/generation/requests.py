@@ -1,5 +1,7 @@
-"""What each user may be shown, from tables on disk: ads taken down, ads seen, and the allowed sets of requests."""
+"""What each user may be shown, from tables on disk: ads that run, ads seen, and the allowed sets of requests."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,16 +25,16 @@ log = logging.getLogger(__name__)
 
 
 class Rules(NamedTuple):
-    """What a folder of filters says of the whole catalog.
+    """What may be shown of the whole catalog.
 
     Attributes:
-        folder: The folder; the rows of its users are read a shard at a time.
+        folder: The folder of filters, whose rows of users are read a shard at a time; None without filters.
         ads: ``ad_id`` and ``row`` of each ad of the catalog.
-        sets: ``ad_set`` and ``group``, 1 and up, of each set that a user has; group 0 is every ad not taken down.
+        sets: ``ad_set`` and ``group``, 1 and up, of each set that a user has; group 0 is every ad that runs.
         counts: As `leadre.decoding.filters.counts` gives them, a row a group, on the device.
     """
 
-    folder: Path
+    folder: Path | None
     ads: pl.DataFrame
     sets: pl.DataFrame
     counts: tuple[Tensor, ...]
@@ -45,27 +47,74 @@ class Requests(NamedTuple):
         groups: ``(R,)`` the allowed set of each.
         seen: ``(E,)`` catalog rows that they have seen, user after user.
         offsets: ``(R + 1,)`` user ``r`` has seen ``seen[offsets[r] : offsets[r + 1]]``.
+        counts: How many of them have a row in each table of users that is there.
     """
 
     groups: NDArray[np.int64]
     seen: NDArray[np.int64]
     offsets: NDArray[np.int64]
+    counts: dict[str, int]
 
 
-def read_rules(folder: Path, ads: pl.Series, trie: Trie) -> Rules:
+def fingerprint(folder: Path) -> str:
+    """What tells the tables of a folder of filters from others; nothing else in the folder counts.
+
+    Raises:
+        ValueError: If the folder is none of filters, as `read_rules` tells.
+    """
+    _check_folder(folder)
+    hashes = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder)
+        if name.parts[0].removesuffix(".parquet") in FILES:
+            with path.open("rb") as file:
+                hashes[name.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+def not_running(ads: pl.Series, world: Path, as_of: int) -> pl.Series:
+    """The ads of the catalog that do not run at a time: the platform has them no more, or not at that time.
+
+    Args:
+        ads: The ids of the catalog's ads.
+        world: The folder of today's ``ads.parquet``.
+        as_of: UTC seconds; an ad runs in ``[start_time, end_time)``, where null is unbounded.
+
+    Raises:
+        ValueError: If none of them runs.
+    """
+    start, end = pl.col("start_time").fill_null(as_of), pl.col("end_time").fill_null(as_of + 1)
+    running = tables.read(tables.ADS, world / "ads.parquet").filter(start <= as_of, end > as_of)["ad_id"]
+    closed = ads.filter(~ads.is_in(running.implode()))
+    if len(closed) == len(ads):
+        raise ValueError(
+            f"none of the catalog's {len(ads)} ads runs at as_of {as_of}: give the tables of the platform that the "
+            "model was trained for, or train anew"
+        )
+    if len(closed):
+        log.info(
+            "filters: %s of %s ads of the catalog do not run at %s: nobody is shown them", len(closed), len(ads), as_of
+        )
+    return closed
+
+
+def read_rules(folder: Path | None, ads: pl.Series, trie: Trie, closed: pl.Series) -> Rules:
     """Read what a folder of filters says of the catalog; ads that the catalog does not hold are counted in the log.
 
     Args:
-        folder: Any of ``taken_down``, ``seen``, ``ad_sets`` and ``user_sets`` ``.parquet``.
+        folder: None, or any of ``taken_down``, ``seen``, ``ad_sets`` and ``user_sets`` ``.parquet``.
         ads: The ids of the catalog's ads, by row.
         trie: The catalog's trie, on the device.
+        closed: Ids of ads that nobody is shown, whatever the folder says.
 
     Raises:
-        ValueError: If the folder does not exist, holds no such file or another, takes down the whole catalog, or
-            names a set without an ad of the catalog or without any ad at all.
+        ValueError: If the folder does not exist, holds no such table or something else, takes down all that
+            runs, or names a set without an ad of the catalog or without any ad at all.
         TableError: If a table is not as declared.
     """
-    _check_folder(folder)
+    if folder is not None:
+        _check_folder(folder)
+        _check_nulls(folder)
     rows = pl.DataFrame({"ad_id": ads, "row": np.arange(len(ads), dtype=np.int64)})
     down = _known(_table(tables.TAKEN_DOWN, folder), rows, "taken_down")["row"].to_numpy()
     sets, members = _ad_sets(folder, rows)
@@ -73,11 +122,14 @@ def read_rules(folder: Path, ads: pl.Series, trie: Trie) -> Rules:
     allowed[0] = True
     allowed[members["group"].to_numpy(), members["row"].to_numpy()] = True
     allowed[:, down] = False
+    allowed[:, ads.is_in(closed.implode()).to_numpy()] = False
     if not allowed[0].any():
-        raise ValueError(f"{folder / 'taken_down.parquet'} takes down all {len(ads)} ads: there is nothing to show")
+        raise ValueError(
+            f"{folder}/taken_down.parquet takes down all {len(ads) - len(closed)} ads that run: nothing is left to show"
+        )
     for name in sets["ad_set"].to_numpy()[~allowed[1:].any(axis=1)]:
-        log.warning("filters: every ad of the set %r is taken down: its users get no list", name)
-    log.info("filters: %s of %s ads taken down, %s allowed sets", len(ads) - allowed[0].sum(), len(ads), len(sets))
+        log.warning("filters: every ad of the set %r is taken down or does not run: its users get no list", name)
+    log.info("filters: %s of %s ads may be shown, %s allowed sets", allowed[0].sum(), len(ads), len(sets))
     return Rules(folder, rows, sets, filters.counts(trie, torch.from_numpy(allowed).to(trie.codes[0].device)))
 
 
@@ -100,7 +152,13 @@ def requests_of(rules: Rules, users: pl.Series) -> Requests:
     seen = _rows_of(tables.SEEN, rules.folder, wanted)
     inside = seen.join(rules.ads, on="ad_id").unique(["place", "row"]).sort("place", "row")
     counts = np.bincount(inside["place"].to_numpy(), minlength=len(users))
-    return Requests(groups, inside["row"].to_numpy(), np.concatenate([[0], np.cumsum(counts)]))
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    given = {
+        f"users_with_{name}": found["place"].n_unique()
+        for name, table, found in (("seen", tables.SEEN, seen), ("set", tables.USER_SETS, own_sets))
+        if _path(table, rules.folder)
+    }
+    return Requests(groups, inside["row"].to_numpy(), offsets, given)
 
 
 def filter_of(rules: Rules, requests: Requests, batch: Sequence[int] | NDArray[np.int64], trie: Trie) -> Filter:
@@ -117,24 +175,45 @@ def filter_of(rules: Rules, requests: Requests, batch: Sequence[int] | NDArray[n
 
 
 def _check_folder(folder: Path) -> None:
-    files = sorted(path.name for path in folder.glob("*.parquet"))
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    found = [name for name in found if not name.startswith((".", "_"))]
     names = [f"{name}.parquet" for name in FILES]
-    if not files:
+    if not found:
         raise ValueError(
             f"decoding.filters is {folder}, which holds none of {', '.join(names)}: give a folder with one of them, "
             "or null to filter nothing"
         )
-    if unknown := [name for name in files if name not in names]:
-        raise ValueError(
-            f"decoding.filters is {folder}, which holds {unknown[0]}: a filter is one of {', '.join(names)}"
+    if unknown := [name for name in found if name not in names]:
+        stem = Path(unknown[0]).stem
+        remedy = (
+            f"filters are Parquet alone; write it as {stem}.parquet"
+            if stem in FILES
+            else f"a filter is one of {', '.join(names)}"
         )
-    if (folder / "user_sets.parquet").exists() and not (folder / "ad_sets.parquet").exists():
+        raise ValueError(f"decoding.filters is {folder}, which holds {unknown[0]}: {remedy}")
+    if "user_sets.parquet" in found and "ad_sets.parquet" not in found:
         raise ValueError(f"{folder} has user_sets.parquet, but no ad_sets.parquet: it tells which ads a set has")
 
 
-def _table(table: tables.Table, folder: Path) -> pl.DataFrame:
-    path = folder / f"{table.name}.parquet"
-    return tables.read(table, path) if path.exists() else pl.DataFrame(schema=table.schema)
+def _check_nulls(folder: Path) -> None:
+    """One pass over the tables of users, of which each shard reads only its own rows."""
+    for table in (tables.SEEN, tables.USER_SETS):
+        if path := _path(table, folder):
+            nulls = tables.scan(table, path).null_count().collect(engine="streaming").row(0, named=True)
+            faults = [f"column {name!r} has {count} nulls, may have none" for name, count in nulls.items() if count]
+            if faults:
+                raise tables.TableError(f"{path} is no {table.name} table: " + "; ".join(faults))
+
+
+def _path(table: tables.Table, folder: Path | None) -> Path | None:
+    """Where a table lies, if it is there."""
+    path = folder and folder / f"{table.name}.parquet"
+    return path if path and path.exists() else None
+
+
+def _table(table: tables.Table, folder: Path | None) -> pl.DataFrame:
+    path = _path(table, folder)
+    return tables.read(table, path) if path else pl.DataFrame(schema=table.schema)
 
 
 def _known(found: pl.DataFrame, rows: pl.DataFrame, name: str) -> pl.DataFrame:
@@ -145,16 +224,16 @@ def _known(found: pl.DataFrame, rows: pl.DataFrame, name: str) -> pl.DataFrame:
     return inside
 
 
-def _ad_sets(folder: Path, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _ad_sets(folder: Path | None, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Each set that a user has, and its group; and the ``group`` and ``row`` of each member."""
     members = _known(listed := _table(tables.AD_SETS, folder), rows, "ad_sets")
     if empty := listed.join(members, on="ad_set", how="anti")["ad_set"].unique().sort().to_list():
         raise ValueError(
-            f"{folder / 'ad_sets.parquet'} has the set {empty[0]!r} (one of {len(empty)}) without an ad of the "
+            f"{folder}/ad_sets.parquet has the set {empty[0]!r} (one of {len(empty)}) without an ad of the "
             "catalog: its users could be shown nothing; leave the set out or add an ad that was indexed"
         )
-    path = folder / "user_sets.parquet"
-    named = tables.scan(tables.USER_SETS, path) if path.exists() else pl.LazyFrame(schema=tables.USER_SETS.schema)
+    path = _path(tables.USER_SETS, folder)
+    named = tables.scan(tables.USER_SETS, path) if path else pl.LazyFrame(schema=tables.USER_SETS.schema)
     used = named.select(pl.col("ad_set").unique()).collect(engine="streaming").sort("ad_set")
     if unknown := used.join(members, on="ad_set", how="anti")["ad_set"].sort().to_list():
         raise ValueError(
@@ -165,18 +244,19 @@ def _ad_sets(folder: Path, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFra
     return sets, members.join(sets, on="ad_set").select("group", "row")
 
 
-def _rows_of(table: tables.Table, folder: Path, wanted: pl.DataFrame) -> pl.DataFrame:
+def _rows_of(table: tables.Table, folder: Path | None, wanted: pl.DataFrame) -> pl.DataFrame:
     """The rows of the wanted users, with ``place``."""
-    path = folder / f"{table.name}.parquet"
-    if not path.exists() or wanted.is_empty():
+    path = _path(table, folder)
+    if path is None or wanted.is_empty():
         return pl.DataFrame(schema={**table.schema, "place": pl.Int64()})
     # In a table that is sorted by users, whole row groups are passed over by their statistics.
     near = pl.col("user_id").is_between(pl.lit(wanted["user_id"].min()), pl.lit(wanted["user_id"].max()))
-    rows = tables.scan(table, path).filter(near).join(wanted.lazy(), on="user_id").collect(engine="streaming")
-    return tables.check(table, rows.drop("place"), str(path)).with_columns(rows["place"])
+    return tables.scan(table, path).filter(near).join(wanted.lazy(), on="user_id").collect(engine="streaming")
 
 
-def _check_user_sets(own_sets: pl.DataFrame, folder: Path) -> None:
-    path = folder / "user_sets.parquet"
+def _check_user_sets(own_sets: pl.DataFrame, folder: Path | None) -> None:
     if twice := own_sets.filter(pl.col("user_id").is_duplicated())["user_id"].sort().to_list():
-        raise ValueError(f"{path} has the user {twice[0]!r} twice: a user has one allowed set; join the two into one")
+        raise ValueError(
+            f"{folder}/user_sets.parquet has the user {twice[0]!r} twice: a user has one allowed set; "
+            "join the two into one"
+        )

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from leadre.catalog.trie import Trie
 from leadre.decoding.beam_search import Beams, beam_search
 from leadre.decoding.config import DecodingConfig
 from leadre.decoding.filters import Filter
+from leadre.decoding.next_n import generate_next_n, merge
+from leadre.lm.config import EightBit
 
 Batch = tuple[Tensor, Tensor]
 """Prompts ``(B, T)`` on the device, padded on the right, and their mask."""
@@ -52,39 +54,33 @@ def search_of(config: DecodingConfig, model: PreTrainedModel, trie: Trie, sid_to
             f"decoding.beam_width is {list(config.beam_width)}, for {len(config.beam_width)} levels, but S-IDs of this "
             f"catalog have {len(sid_tokens)}: give one number, or one for each level"
         )
+    given: dict[str, Any] = {
+        "trie": trie,
+        "sid_tokens": sid_tokens,
+        "beam_width": config.beam_width,
+        "normalizer": config.normalizer,
+    }
     if config.next_n > 1:
-        return _several_ads_a_beam(config, model, trie, sid_tokens)
+        if config.engine == "graph":
+            raise ValueError(
+                f"decoding.engine is graph, but decoding.next_n is {config.next_n}: the graph is of one ad a beam; set "
+                "decoding.engine=eager"
+            )
+        several = given | {"next_n": config.next_n}
+        return lambda ids, mask, filter: merge(
+            generate_next_n(model, ids, mask, filter=filter, **several), config.num_ads
+        )
     if config.engine == "graph":
         from leadre.decoding.static_search import StaticSearch
 
-        static = StaticSearch(
-            model,
-            trie=trie,
-            sid_tokens=sid_tokens,
-            beam_width=config.beam_width,
-            normalizer=config.normalizer,
-            device=trie.codes[0].device,
-        )
+        static = StaticSearch(model, device=trie.codes[0].device, **given)
         return lambda ids, mask, filter: static(ids, mask, filter=filter)
-
-    def search(ids: Tensor, mask: Tensor, filter: Filter | None) -> Beams:
-        return beam_search(
-            model,
-            ids,
-            mask,
-            trie=trie,
-            sid_tokens=sid_tokens,
-            beam_width=config.beam_width,
-            normalizer=config.normalizer,
-            filter=filter,
-        )
-
-    return search
+    return lambda ids, mask, filter: beam_search(model, ids, mask, filter=filter, **given)
 
 
 def quantize(
     config: DecodingConfig,
-    weights: Literal["w8a8", "fp8"],
+    weights: EightBit,
     model: PreTrainedModel,
     trie: Trie,
     sid_tokens: Sequence[range],
@@ -124,33 +120,6 @@ def compare(before: Tensor, after: Tensor) -> Kept:
     found = ((before[:, :, None] == after[:, None, :]).any(2) & listed).sum(1)
     shares = found / listed.sum(1).clamp(min=1)
     return Kept(shares.mean().item(), (before[:, 0] == after[:, 0]).float().mean().item(), len(before))
-
-
-def _several_ads_a_beam(
-    config: DecodingConfig, model: PreTrainedModel, trie: Trie, sid_tokens: Sequence[range]
-) -> Search:
-    if config.engine == "graph":
-        raise ValueError(
-            f"decoding.engine is graph, but decoding.next_n is {config.next_n}: the graph is of one ad a beam; set "
-            "decoding.engine=eager"
-        )
-    from leadre.decoding.next_n import generate_next_n, merge
-
-    def search(ids: Tensor, mask: Tensor, filter: Filter | None) -> Beams:
-        sequences = generate_next_n(
-            model,
-            ids,
-            mask,
-            trie=trie,
-            sid_tokens=sid_tokens,
-            beam_width=config.beam_width,
-            normalizer=config.normalizer,
-            next_n=config.next_n,
-            filter=filter,
-        )
-        return merge(sequences, config.num_ads)
-
-    return search
 
 
 def _lists(search: Search, prompts: Sequence[Batch], num_ads: int) -> Tensor:

@@ -13,22 +13,23 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from leadre import tables
+from leadre.artifacts import ArtifactError, looks
 
 LABEL = b"leadre"
 """The key, in a part's footer, of what it is a part of."""
-POLL_S = 0.2
-"""Seconds between two looks at what other processes have done."""
-REMIND_S = 60.0
-"""Seconds between two lines that say what is waited for."""
-
+FINISHED = "finished.json"
+"""The name of the plan once its parts are published: nobody begins to make what will be removed."""
+MISSING = "is missing"
+"""The fault of a part that nobody has made yet."""
 LOG_EVERY_S = 30.0
-"""Seconds between two lines that tell the pace."""
+"""Seconds between two lines that tell the pace, or what is waited for."""
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Plan(NamedTuple):
 
     def part(self, shard: int) -> Path:
         """The file of a shard's lists."""
-        return self.folder / f"part-{shard:05d}.parquet"
+        return self.folder / f"part-{shard:07d}.parquet"
 
 
 class Pace:
@@ -102,46 +103,52 @@ def lay(plan: Plan) -> None:
         OSError: If the folder cannot be written.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in plan.folder.glob("*.unfinished"):
+        unfinished.unlink()
+    if (plan.folder / FINISHED).exists():  # a kill came before the result was moved to its place
+        os.replace(plan.folder / FINISHED, plan.folder / "plan.json")
     laid = _laid(plan)
-    if laid is not None and laid["plan"] != plan.about:
-        changed = sorted(key for key in plan.about if plan.about[key] != laid["plan"].get(key))
+    if laid is not None and laid != plan.about:
+        changed = sorted(key for key in plan.about if plan.about[key] != laid.get(key))
         parts = sorted(plan.folder.glob("part-*"))
         log.warning("generation: %s parts of another plan are removed (other %s)", len(parts), ", ".join(changed))
         (plan.folder / "plan.json").unlink()  # first: nobody takes up a part while they go
         for part in parts:
             part.unlink()
-    _write_laid(plan, finished=False)
+    unfinished = _unfinished(plan.folder / "plan.json")
+    unfinished.write_text(json.dumps(plan.about, indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, plan.folder / "plan.json")
 
 
 def join(plan: Plan) -> bool:
-    """Wait until the leading process has laid this plan; False if there is nothing left to do."""
-    while True:
-        laid = _laid(plan)
-        if laid is not None and laid["plan"] == plan.about:
-            return not laid["finished"]
-        if not plan.folder.parent.exists():  # the result was whole before this process came
-            return False
-        time.sleep(POLL_S)
+    """Wait until the leading process has laid this plan; False if its result is whole, so nothing is left to do.
 
-
-def missing(plan: Plan, shards: Sequence[int]) -> list[int]:
-    """Which of this process's shards have no whole part yet; what a kill or a bad disk left of them is removed."""
-    found = []
-    for shard in shards:
-        for leftover in plan.folder.glob(f"{plan.part(shard).name}.*"):
-            leftover.unlink()
-        if plan.part(shard).exists() and (fault := fault_of(plan, shard)):
-            log.warning("generation: %s %s; it is made anew", plan.part(shard), fault)
-            plan.part(shard).unlink()
-        if not plan.part(shard).exists():
-            found.append(shard)
-    return found
+    Raises:
+        ArtifactError: If what started this process ends meanwhile.
+    """
+    told = time.monotonic()
+    for _ in looks(plan.folder):
+        if is_open(plan) or not plan.folder.parent.exists():  # it goes when the result has been moved to its place
+            break
+        if time.monotonic() - told > LOG_EVERY_S:
+            log.info("generation: waiting for rank 0 to lay the plan %s in %s", plan.key, plan.folder)
+            told = time.monotonic()
+    return is_open(plan)
 
 
 def is_open(plan: Plan) -> bool:
-    """Whether the plan still lies there unfinished; asked after `missing`, it tells lost parts from published ones."""
-    laid = _laid(plan)
-    return laid is not None and not laid["finished"]
+    """Whether the plan lies there, unfinished."""
+    return _laid(plan) == plan.about
+
+
+def missing(plan: Plan, shards: Sequence[int]) -> list[int]:
+    """Which of some shards have no whole part yet; one that a bad disk has harmed is removed."""
+    faults = {shard: fault for shard in shards if (fault := fault_of(plan, shard))}
+    for shard, fault in faults.items():
+        if fault != MISSING:
+            log.warning("generation: %s %s; it is made anew", plan.part(shard), fault)
+            plan.part(shard).unlink(missing_ok=True)
+    return list(faults)
 
 
 def fault_of(plan: Plan, shard: int) -> str | None:
@@ -154,14 +161,16 @@ def fault_of(plan: Plan, shard: int) -> str | None:
             for _ in file.iter_batches():
                 pass
     except FileNotFoundError:
-        return "is missing"
+        return MISSING
     except (pa.ArrowException, OSError, ValueError) as error:
         return f"is broken ({error})"
     return None
 
 
 def write_part(plan: Plan, shard: int, lists: pl.DataFrame, *, told: Mapping[str, Any]) -> None:
-    """Write a shard's lists under a name of this process alone, then give them the part's name.
+    """Write a shard's lists under a name that nobody else has, then give them the part's name.
+
+    Another process may have finished the plan meanwhile: then the part is needed no more.
 
     Args:
         plan: The plan.
@@ -172,14 +181,20 @@ def write_part(plan: Plan, shard: int, lists: pl.DataFrame, *, told: Mapping[str
     path = plan.part(shard)
     label = json.dumps({"plan": plan.key, "shard": shard, **told})
     table: Any = tables.check(tables.LISTS, lists, f"the lists of {path.name}").to_arrow()
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    with unfinished.open("wb") as file:
-        pq.write_table(
-            table.replace_schema_metadata({LABEL: label.encode()}), file, compression="zstd", write_page_checksum=True
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    metadata = {LABEL: label.encode()}
+    while is_open(plan):
+        unfinished = _unfinished(path)
+        try:
+            with unfinished.open("wb") as file:
+                pq.write_table(
+                    table.replace_schema_metadata(metadata), file, compression="zstd", write_page_checksum=True
+                )
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+            return
+        except FileNotFoundError:
+            log.info("generation: %s was cleared away before it was whole", unfinished)
 
 
 def told_by(plan: Plan, shard: int) -> dict[str, Any]:
@@ -188,18 +203,43 @@ def told_by(plan: Plan, shard: int) -> dict[str, Any]:
     return told
 
 
-def wait(plan: Plan) -> None:
-    """Wait until every part is there and whole: the other processes of a distributed run have their share of them."""
-    left, reminded = list(range(len(plan.shards))), time.monotonic()
-    while left := [shard for shard in left if fault_of(plan, shard)]:
-        if time.monotonic() - reminded > REMIND_S:
-            log.info("generation: waiting for %s parts of other processes, such as %s", len(left), plan.part(left[0]))
-            reminded = time.monotonic()
-        time.sleep(POLL_S)
+def wait(plan: Plan, *, alone: bool) -> list[int]:
+    """Wait until every part is there and whole, or this process has to help.
+
+    Args:
+        plan: The plan.
+        alone: No other process makes shards.
+
+    Returns:
+        Shards that this process is to make: those whose parts are broken and, alone, those without one. None: all done.
+
+    Raises:
+        ArtifactError: If what started this process ends meanwhile, or the plan is taken away.
+    """
+    left, told = list(range(len(plan.shards))), time.monotonic()
+    to_make: list[int] = []
+    for _ in looks(plan.folder):
+        faults = {shard: fault for shard in left if (fault := fault_of(plan, shard))}
+        if faults and not is_open(plan):
+            raise ArtifactError(f"{plan.folder} was cleared away while lists were made: start again")
+        to_make = [shard for shard, fault in faults.items() if alone or fault != MISSING]
+        if to_make or not faults:
+            break
+        left = list(faults)
+        if time.monotonic() - told > LOG_EVERY_S:
+            log.info(
+                "generation: waiting for %s parts of other processes; %s is missing", len(left), plan.part(left[0])
+            )
+            told = time.monotonic()
+    return to_make
 
 
 def publish(plan: Plan, folder: Path) -> None:
-    """Give all parts a second name in ``folder``. The first ones stay, so that a kill right after costs nothing."""
+    """Give all parts a second name in ``folder``. The first ones stay, so that a kill right after costs nothing.
+
+    The plan gets another name, so that no process that comes late begins to make what will be removed.
+    """
+    os.replace(plan.folder / "plan.json", plan.folder / FINISHED)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for shard in range(len(plan.shards)):
@@ -208,7 +248,6 @@ def publish(plan: Plan, folder: Path) -> None:
             os.link(path, folder / path.name)
         except OSError:  # a file system without hard links
             shutil.copyfile(path, folder / path.name)
-    _write_laid(plan, finished=True)
 
 
 def _laid(plan: Plan) -> dict[str, Any] | None:
@@ -217,12 +256,10 @@ def _laid(plan: Plan) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        return {"plan": {}, "finished": False}
+        return {}
     return laid
 
 
-def _write_laid(plan: Plan, *, finished: bool) -> None:
-    content = json.dumps({"plan": plan.about, "finished": finished}, indent=1) + "\n"
-    unfinished = plan.folder / f"plan.json.{os.getpid()}"
-    unfinished.write_text(content, encoding="utf-8")
-    os.replace(unfinished, plan.folder / "plan.json")
+def _unfinished(path: Path) -> Path:
+    """A name for a file that is to be ``path``, which no other process has."""
+    return path.with_name(f"{path.name}.{uuid4().hex}.unfinished")

@@ -71,12 +71,15 @@ def user_ids(groups: Sequence[RowGroup], users: range) -> pl.Series:
 def check_users(groups: Sequence[RowGroup]) -> None:
     """Refuse an input in which a prompt has no user, or a user has two prompts, wherever the two stand.
 
-    Our choice: the ids are read once for every `HASHES` users, and each time a share of their hashes is compared,
-    so that memory does not grow with the users; ids whose hashes are equal are then compared themselves.
+    Ids that rise strictly, as those of the stage ``audience`` do, are read once. Our choice for others: they are read
+    once more for every `HASHES` users, and each time a share of their hashes is compared, so that memory does not grow
+    with the users; ids whose hashes are equal are then compared themselves.
 
     Raises:
         ValueError: If so; it names the first such user.
     """
+    if _rises_strictly(groups):
+        return
     num_users = groups[-1].users.stop if groups else 0
     shares = -(-num_users // HASHES)
     for share in range(shares):
@@ -86,9 +89,19 @@ def check_users(groups: Sequence[RowGroup]) -> None:
             _refuse_repeated(groups, twice[:1000])
 
 
+def _rises_strictly(groups: Sequence[RowGroup]) -> bool:
+    last = None
+    for ids in _all_ids(groups):
+        joined = ids if last is None else pl.concat([last, ids])
+        if not (joined[1:] > joined[:-1]).all():
+            return False
+        last = joined[-1:]
+    return True
+
+
 def _all_ids(groups: Sequence[RowGroup]) -> Iterator[pl.Series]:
     for group in groups:
-        for batch in read(groups, group.users, ["user_id"]):
+        for batch in read([group], group.users, ["user_id"]):
             ids = _ids(batch)
             if missing := ids.null_count():
                 raise ValueError(

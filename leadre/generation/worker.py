@@ -44,6 +44,7 @@ class Job(NamedTuple):
         max_tokens: Tokens of a prompt and of one ad together.
         soft_tokens: Learnable tokens of a prompt.
         compute: Where it runs.
+        closed: Ids of ads of the catalog that nobody is shown, besides what the filters say.
     """
 
     config: DecodingConfig
@@ -53,6 +54,7 @@ class Job(NamedTuple):
     max_tokens: int
     soft_tokens: int
     compute: ComputeConfig
+    closed: pl.Series
 
 
 class Worker:
@@ -79,7 +81,9 @@ class Worker:
         self._fragments = Fragments(self._vocabulary, self._sids)
         self._first_text = len(self._fragments.lengths)
         folder = job.config.filters
-        self._rules = read_rules(Path(folder), self._sids["ad_id"], self._trie) if folder else None
+        self._rules = None
+        if folder or len(job.closed):
+            self._rules = read_rules(Path(folder) if folder else None, self._sids["ad_id"], self._trie, job.closed)
         num_codes = json.loads((job.catalog / "tokens.json").read_text(encoding="utf-8"))["levels"]
         tokens = sid_tokens(lm.sid_offsets, num_codes)
         weights = job.config.weights
@@ -89,8 +93,10 @@ class Worker:
             self.kept = quantize(job.config, weights, lm.model, self._trie, tokens, calibration)
         self._search = search_of(job.config, lm.model, self._trie, tokens)
 
-    def lists(self, users: range, *, done: Callable[[int], object] = lambda _: None) -> pl.DataFrame:
-        """The lists of some users, a table LISTS in the order of the users.
+    def lists(
+        self, users: range, *, done: Callable[[int], object] = lambda _: None
+    ) -> tuple[pl.DataFrame, dict[str, int]]:
+        """The lists of some users, a table LISTS in their order, and how many of them have a filter of their own.
 
         Args:
             users: Which ones, counted over the whole input.
@@ -106,7 +112,7 @@ class Worker:
             found = self._search(*self._batch(prompts, batch), allowed)
             rows[batch], scores[batch] = (part[:, : rows.shape[1]].cpu() for part in found)
             done(len(batch))
-        return _table(Beams(rows, scores), ids, self._sids["ad_id"])
+        return _table(Beams(rows, scores), ids, self._sids["ad_id"]), requests.counts if requests else {}
 
     def _prompts(self, users: range) -> Prompts:
         if len(self._fragments.lengths) - self._first_text > TEXTS:
@@ -129,8 +135,8 @@ class Worker:
 
 def make_part(worker: Worker, plan: Plan, shard: int, *, done: Callable[[int], object] = lambda _: None) -> None:
     """Make and write the lists of a shard; ``done`` is told after each batch how many users it had."""
-    lists = worker.lists(plan.shards[shard], done=done)
-    write_part(plan, shard, lists, told={"kept": worker.kept and worker.kept._asdict()})
+    lists, filtered = worker.lists(plan.shards[shard], done=done)
+    write_part(plan, shard, lists, told={"kept": worker.kept and worker.kept._asdict(), "filtered": filtered})
 
 
 def batches(lengths: NDArray[np.int64], tokens_per_batch: int) -> Iterator[NDArray[np.int64]]:

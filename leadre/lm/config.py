@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from leadre.settings import settings
 
 Count = Annotated[int, Field(ge=1)]
+EightBit = Literal["w8a8", "fp8"]
+"""8-bit numbers that matrix products are made in: integers, or floats."""
 
 
 @settings

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from importlib.util import find_spec
-from typing import Any, Literal, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-Weights = Literal["w8a8", "fp8"]
+from leadre.lm.config import EightBit
+
 _LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 _ALPHA = 0.5
 """How much of an activation's range is moved into the weights (Xiao 2023, eq. 4)."""
@@ -17,7 +18,7 @@ _FEWEST_ROWS = 32
 _TRITON = find_spec("triton") is not None
 
 
-def quantize(model: PreTrainedModel, weights: Weights, calibration: Iterable[tuple[Tensor, Tensor]]) -> None:
+def quantize(model: PreTrainedModel, weights: EightBit, calibration: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Turn the linear layers of a model's body into 8-bit ones, in place; its embeddings and its head stay.
 
     Weights get a scale for each output, activations one for each token as they come. ``w8a8`` first moves outliers of
@@ -33,12 +34,13 @@ def quantize(model: PreTrainedModel, weights: Weights, calibration: Iterable[tup
             activations are taken from; padding does not count.
 
     Raises:
-        ValueError: If ``weights`` is not known, the body has no linear layer (it may be quantized already), or
-            ``w8a8`` has no prompt to be calibrated on.
+        ValueError: If ``weights`` is not known, an adapter is not merged, the body has no linear layer (it may be
+            quantized already), or ``w8a8`` has no prompt to be calibrated on.
     """
-    if weights not in ("w8a8", "fp8"):
-        raise ValueError(f"weights is {weights!r}: choose w8a8 or fp8")
+    if weights not in get_args(EightBit):
+        raise ValueError(f"weights is {weights!r}: choose {' or '.join(get_args(EightBit))}")
     decoder: nn.Module = cast(Any, model).get_decoder()
+    _check_merged(decoder)
     layers = {name: layer for name, layer in decoder.named_modules() if type(layer) is nn.Linear}
     if not layers:
         raise ValueError(
@@ -189,7 +191,16 @@ def fp8_product(x: Tensor, rows: Tensor, weight: Tensor, columns: Tensor, dtype:
 
 def _shaped(made: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
     made = made.view(*x.shape[:-1], made.shape[1])
-    return made if bias is None else made + bias
+    return made if bias is None else made + bias.to(made.dtype)
+
+
+def _check_merged(decoder: nn.Module) -> None:
+    """Refuse adapters, whose small matrices would be rounded apart; PEFT calls what lies below one its base layer."""
+    if adapted := [name for name, layer in decoder.named_modules() if hasattr(layer, "base_layer")]:
+        raise ValueError(
+            f"model has adapters that are not merged at {len(adapted)} layers, such as {adapted[0]}: merge them first, "
+            "with model.merge_and_unload()"
+        )
 
 
 def _input_ranges(

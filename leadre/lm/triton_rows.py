@@ -34,6 +34,7 @@ def quantize_rows(x: Tensor, smooth: Tensor | None, dtype: torch.dtype, largest:
             INTEGER=dtype == torch.int8,
             BLOCK=block,
             num_warps=_WARPS,
+            enable_fp_fusion=True,
         )
     return made, scales
 
@@ -44,7 +45,17 @@ def rescale(product: Tensor, rows: Tensor, columns: Tensor, dtype: torch.dtype) 
     block = min(_BLOCK, triton.next_power_of_2(product.shape[1]))
     grid = (product.shape[0], triton.cdiv(product.shape[1], block))
     with torch.cuda.device_of(product):
-        _rescale[grid](product, rows, columns, made, product.stride(0), product.shape[1], BLOCK=block, num_warps=_WARPS)
+        _rescale[grid](
+            product,
+            rows,
+            columns,
+            made,
+            product.stride(0),
+            product.shape[1],
+            BLOCK=block,
+            num_warps=_WARPS,
+            enable_fp_fusion=True,
+        )
     return made
 
 

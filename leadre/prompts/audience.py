@@ -27,7 +27,7 @@ from leadre.prompts.config import PromptsConfig
 from leadre.prompts.items import items
 from leadre.prompts.wording import Wording, wording_of
 
-VERSION = 1
+VERSION = 2
 PART_USERS = 100_000
 """Users in a file of prompts, about, and users whose profiles are in memory at a time."""
 SAMPLE = 200_000
@@ -53,7 +53,7 @@ class _Day(NamedTuple):
 
 
 def compose_audience(config: PromptsConfig, world: Path, catalog: Path, *, out: Path, as_of: int | None) -> None:
-    """Write one prompt of the main task for every user: ``prompts-00000.parquet`` and so on (LEADRE 4.2).
+    """Write one prompt of the main task for every user: ``prompts-0000000.parquet`` and so on (LEADRE 4.2).
 
     A user has a prompt who has a behavior in the window before ``as_of``, or a profile; the others are counted in
     ``prompts.json``. The prompt is the one that `leadre.prompts.compose.compose` makes for a target at that time.
@@ -86,7 +86,7 @@ def compose_audience(config: PromptsConfig, world: Path, catalog: Path, *, out: 
     day = _Day(users, _window(behaviors, until, window_days=config.window_days), known, until)
     counts = {"users": 0, "without_behavior": 0, "left_out": 0}
     for part, within in enumerate(_ranges(world / "users.parquet")):
-        found = _write_part(day, within, wording, config, path=out / f"prompts-{part:05d}.parquet")
+        found = _write_part(day, within, wording, config, path=out / f"prompts-{part:07d}.parquet")
         counts = {name: counts[name] + found[name] for name in counts}
     write_about(out, config, language, as_of=until, audience=counts)
     log.info("audience as of %s: %s", until, counts)
@@ -104,7 +104,8 @@ def _until(behaviors: pl.LazyFrame, as_of: int | None, *, window_days: int) -> i
     if _window(behaviors, until, window_days=window_days).select(pl.len()).collect(engine="streaming").item() == 0:
         raise ValueError(
             f"as_of is {until}, but no behavior lies in the {window_days} days before it, and the behaviors reach "
-            f"from {first} to {last}: give UTC seconds after the first of them, or leave as_of out"
+            f"from {first} to {last}: give UTC seconds from {first + 1} to {last + window_days * DAY_S}, or "
+            "leave as_of out"
         )
     return until
 

@@ -74,7 +74,7 @@ def compose(config: PromptsConfig, world: Path, catalog: Path, *, out: Path) -> 
     for role in ("train", "valid", "test"):
         targets = split.filter(pl.col("role") == role)
         counts[role] = _compose(targets, sources, wording, config, role=role, out=out)
-    write_about(out, config, language, pairs=counts)
+    write_about(out, config, language, next_n=config.next_n, pairs=counts)
 
 
 def write_about(out: Path, config: PromptsConfig, language: str, **more: object) -> None:
@@ -85,7 +85,6 @@ def write_about(out: Path, config: PromptsConfig, language: str, **more: object)
         "language": language,
         "arrangement": list(config.arrangement),
         "summary": config.summary,
-        "next_n": config.next_n,
         **more,
     }
     (out / "prompts.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """The whole stage on a toy world, its resume, and the modules' steps and guards."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +51,12 @@ CONFIG = {
     },
     "tuning": {**STEP, "epochs": 3, "batch_size": 16, "gradient_clip": 1.0, "precision": "32-true", "seed": 0},
 }
+
+
+@pytest.fixture(scope="module")
+def compute(compute):
+    """Checkpoints are only written where they are read."""
+    return replace(compute, checkpoint_every_steps=1000)
 
 
 def config(kind="dpo", **changes):
@@ -293,10 +300,11 @@ def test_a_killed_alignment_goes_on_to_the_same_weights(tmp_path, inputs, whole,
         return step(self, batch)
 
     monkeypatch.setattr(module, "training_step", dies)
+    often = replace(compute, checkpoint_every_steps=3)
     with pytest.raises(RuntimeError, match="killed"):
-        aligned(inputs, tmp_path / "killed", compute, logger, kind)
+        aligned(inputs, tmp_path / "killed", often, logger, kind)
     monkeypatch.undo()
-    resumed = aligned(inputs, tmp_path / "killed", compute, logger, kind)
+    resumed = aligned(inputs, tmp_path / "killed", often, logger, kind)
     assert weights.keys() == resumed.keys()
     assert all(weights[name].tobytes() == resumed[name].tobytes() for name in weights)
     assert (out / "metrics.csv").read_text() == (tmp_path / "killed/metrics.csv").read_text()

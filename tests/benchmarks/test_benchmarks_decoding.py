@@ -120,7 +120,7 @@ def test_the_share_of_the_trie_is_below_the_whole(tiny, capsys):
     figures = _figures(capsys)
     assert len(figures) == 4
     assert all(0 < figure["value"] < 100 for figure in figures.values())
-    assert figures["3 beams: % of the search in trie and top-k, normalizer full"]["goal"] == "<= 2"
+    assert figures["3 beams: % of the search beside the model, normalizer full"]["goal"] == "<= 2"
 
 
 def test_a_search_that_gives_other_lists_is_told(tiny, peers, monkeypatch, capsys):

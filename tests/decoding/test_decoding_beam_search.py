@@ -1,6 +1,7 @@
 """Beam search: against scoring every ad one by one, against Transformers' generate, and at its edges."""
 
 import itertools
+from functools import wraps
 
 import pytest
 import torch
@@ -8,6 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     HunYuanDenseV1Config,
     HunYuanDenseV1ForCausalLM,
     LlamaConfig,
@@ -246,6 +251,7 @@ def rows_read(model, monkeypatch):
     lengths, decoder = [], model.get_decoder()
     forward = decoder.forward
 
+    @wraps(forward)
     def counted(*args, **kwargs):
         lengths.append(kwargs["input_ids"].shape[1])
         return forward(*args, **kwargs)
@@ -270,7 +276,18 @@ def test_under_trie_forced_codes_cost_no_forward_pass(monkeypatch):
     assert lengths[3:] == [6]
 
 
-def test_soft_tokens_and_lora_are_part_of_the_model():
+def test_learnable_tokens_in_a_prompt_count_like_any_token():
+    sids, rows = catalog(1, 30), prompts(2, [7, 3])
+    rows = [torch.cat([torch.tensor([0, 1]), row]) for row in rows]
+    learned = tiny()
+    with torch.no_grad():
+        learned.get_input_embeddings().weight[:2] += 3
+    before, after = (search(model, rows, sids, width=4) for model in (TINY["hunyuan"], learned))
+    assert not torch.allclose(before.scores, after.scores)
+    assert_lists(after, [reference(learned, row, sids, "full", 4) for row in rows])
+
+
+def test_adapters_are_part_of_the_model():
     model, sids, rows = tiny(), catalog(1, 30), prompts(2, [7, 3])
     adapters = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     adapted = get_peft_model(model, adapters).eval()
@@ -279,14 +296,16 @@ def test_soft_tokens_and_lora_are_part_of_the_model():
     assert_lists(beams, [reference(merged, row, sids, "full", 4) for row in rows])
 
 
-def test_under_trie_a_beam_whose_every_code_has_probability_zero_ends():
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_a_beam_whose_every_code_has_probability_zero_ends(normalizer):
     model = tiny()
     bias = torch.zeros(TEXT + 12)
     bias[list(TOKENS[1])] = -torch.inf
     model.lm_head.bias = torch.nn.Parameter(bias)
     sids = [(0, 0, 0), (0, 1, 0), (1, 3, 0)]
-    beams = search(model, prompts(0, [4]), sids, width=3, normalizer="trie")
-    assert beams.rows.tolist() == [[2, -1, -1]]  # its only child is certain, whatever the model says
+    beams = search(model, prompts(0, [4]), sids, width=3, normalizer=normalizer)
+    certain = [2] if normalizer == "trie" else [-1]  # there the only child is certain, whatever the model says
+    assert beams.rows.tolist() == [[*certain, -1, -1]]
 
 
 def test_normalizers_rank_differently():
@@ -462,3 +481,35 @@ def test_sliding_windows_and_scaled_heads_are_refused():
     scaled.config.logits_scaling = 8.0
     with pytest.raises(ValueError, match="with logits_scaling"):
         search(scaled, prompts(0, [4]), catalog(0, 10))
+
+
+def test_models_without_positions_and_other_attention_are_refused():
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=22, hidden_size=16, n_layer=1, n_head=2)).eval()
+    with pytest.raises(ValueError, match="bloom with no position_ids, which the search does not support"):
+        search(bloom, prompts(0, [4]), catalog(0, 10))
+    shape = {"vocab_size": 22, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    falcon = FalconForCausalLM(FalconConfig(**shape, alibi=True)).eval()
+    with pytest.raises(ValueError, match="falcon with alibi"):
+        search(falcon, prompts(0, [4]), catalog(0, 10))
+    flex = tiny("qwen2")
+    flex.config._attn_implementation = "flex_attention"
+    with pytest.raises(ValueError, match="qwen2 with flex_attention attention"):
+        search(flex, prompts(0, [4]), catalog(0, 10))
+
+
+def test_no_user_and_a_filter_of_other_users_are_refused():
+    trie = tries.build(torch.tensor(catalog(0, 10)))
+    with pytest.raises(ValueError, match="input_ids has no row: give the prompt of at least one user"):
+        beam_search(
+            TINY["hunyuan"],
+            torch.zeros(0, 4, dtype=torch.int64),
+            torch.zeros(0, 4, dtype=torch.int64),
+            trie=trie,
+            sid_tokens=TOKENS,
+            beam_width=2,
+            normalizer="full",
+        )
+    given_counts = filters.counts(trie, torch.ones(1, 10, dtype=torch.bool))
+    alone = filters.make(trie, given_counts, torch.tensor([0]), torch.zeros(1, 0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="filter has 1 rows for 2 users"):
+        search(TINY["hunyuan"], prompts(0, [4, 3]), catalog(0, 10), filter=alone)

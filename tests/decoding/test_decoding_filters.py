@@ -101,3 +101,12 @@ def test_wrong_shapes_and_names_are_refused():
         filters.make(TRIE, given_counts, torch.tensor([0]), torch.tensor([[0, 4]]))
     with pytest.raises(ValueError, match=r"seen has the shape \(1, 0\) for 2 rows"):
         filters.make(TRIE, given_counts, torch.tensor([0, 0]), NONE_SEEN)
+
+
+def test_a_filter_of_other_users_or_of_another_trie_is_refused():
+    filter = filters.make(TRIE, filters.counts(TRIE, ALL), torch.tensor([0]), NONE_SEEN)
+    filters.check(filter, TRIE, users=1)
+    with pytest.raises(ValueError, match="filter has 1 rows for 3 users: make it with one row a user"):
+        filters.check(filter, TRIE, users=3)
+    with pytest.raises(ValueError, match=r"filter counts \[2, 3, 4\] nodes a level, but trie has \[2, 2, 2\]"):
+        filters.check(filter, tries.build(torch.tensor([(0, 0, 0), (1, 0, 0)])), users=1)

@@ -1,10 +1,12 @@
 """A step with static shapes: by hand, against the step of any shape, and in Triton against its twin."""
 
+import ast
 import importlib
 import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,18 +118,6 @@ def test_a_certain_code_costs_nothing_whatever_its_logit():
     torch.testing.assert_close(found.scores, torch.tensor([[-1.0, -2.0 - torch.tensor(2.0).log(), -2.6931472]]))
 
 
-def test_a_node_without_a_possible_code_has_no_candidate():
-    trie = tries.build(torch.tensor([[0], [1]]))
-    (level,) = kernels.branches(trie)
-    root = Frontier(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64))
-    logits = torch.full((1, 2), -torch.inf)
-    found = kernels.select(
-        logits, kernels.log_normalizer(logits, root.nodes, level, "trie"), root, level, first_code=0, beam_width=2
-    )
-    assert found.nodes.tolist() == [[-1, -1]]
-    assert found.scores.tolist() == [[-torch.inf, -torch.inf]]
-
-
 def test_nan_is_always_kept():
     trie = tries.build(torch.tensor([[0], [1], [2]]))
     (level,) = kernels.branches(trie)
@@ -137,6 +127,26 @@ def test_nan_is_always_kept():
     )
     assert found.nodes.tolist() == [[1]]
     assert found.scores.isnan().all()
+
+
+ROWS = torch.tensor([[-torch.inf] * 5, [0.0] * 5, [0.0, torch.nan, 0.0, 0.0, 0.0], [0.0, torch.inf, 0.0, 0.0, 0.0]])
+NORMS = torch.tensor([torch.finfo(torch.float32).min, torch.tensor(5.0).log(), torch.nan, torch.nan])
+
+
+def test_a_row_without_a_possible_code_has_a_finite_normalizer_and_nan_stays():
+    torch.testing.assert_close(kernels.normalize_rows(ROWS), NORMS, equal_nan=True)
+
+
+@pytest.mark.parametrize("normalizer", ["full", "level", "trie"])
+def test_where_no_code_is_possible_there_is_no_candidate(normalizer):
+    trie = tries.build(torch.tensor([[0], [1]]))
+    (level,) = kernels.branches(trie)
+    root = Frontier(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64))
+    logits = torch.full((1, 2), -torch.inf)
+    norms = kernels.log_normalizer(logits, root.nodes, level, normalizer)
+    found = kernels.select(logits, norms, root, level, first_code=0, beam_width=2)
+    assert found.nodes.tolist() == [[-1, -1]]
+    assert found.scores.tolist() == [[-torch.inf, -torch.inf]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -220,6 +230,12 @@ def test_triton_selects_what_its_twin_selects(fused, seed, level, normalizer, fi
         torch.testing.assert_close(mine, wanted, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_triton_normalizes_rows_without_a_possible_code_as_its_twin(fused):
+    triton, device = fused
+    torch.testing.assert_close(triton.normalize_rows(ROWS.to(device)).cpu(), NORMS, equal_nan=True)
+
+
 def test_triton_reads_columns_of_a_wider_head(fused):
     triton, device = fused
     step = Step(3, 1, "level", most_users=1).to(device)
@@ -233,6 +249,17 @@ def test_triton_reads_columns_of_a_wider_head(fused):
         assert torch.equal(mine, wanted)
 
 
+@pytest.mark.parametrize("module", ["decoding/triton_kernels.py", "lm/triton_rows.py"])
+def test_every_launch_says_whether_products_and_sums_are_fused(module):
+    """Triton warns where it is left open, since the default is about to change; read here, since it takes a GPU."""
+    source = (Path(kernels.__file__).parents[1] / module).read_text()
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    launches = [call for call in calls if isinstance(call.func, ast.Subscript)]
+    assert launches
+    for launch in launches:
+        assert "enable_fp_fusion" in {keyword.arg for keyword in launch.keywords}, ast.unparse(launch)
+
+
 @pytest.mark.slow
 def test_triton_compiles_its_kernels_for_a_gpu_without_one(tmp_path):
     """What the interpreter lets pass, such as a variable that changes its type, the compiler refuses."""
@@ -240,13 +267,14 @@ def test_triton_compiles_its_kernels_for_a_gpu_without_one(tmp_path):
         pytest.skip("triton is not installed: its kernels are not compiled")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    ended = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-W", "error::UserWarning", "-c", COMPILE]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.split() == [f"{name}:ptx" for name in COMPILED]
 
 
-COMPILED = ["_normalize_rows", "_normalize_children", "_count_digits", "_count_kept", "_write_kept"]
-COMPILED += ["_quantize_rows", "_quantize_rows", "_rescale"]
+CHILDREN = ["_normalize_children", "_count_digits", "_count_kept", "_write_kept"]
+COMPILED = ["_normalize_rows", *CHILDREN, *CHILDREN, *CHILDREN, "_quantize_rows", "_quantize_rows", "_rescale"]
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -255,24 +283,33 @@ from leadre.decoding import triton_kernels as kernels
 from leadre.lm import triton_rows as rows
 
 def compile(kernel, constants, **types):
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     given = {name: types.get(name, "i32") for name in kernel.arg_names if name not in constants}
     signature = {name: given.get(name, "constexpr") for name in kernel.arg_names}
     values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    made = triton.compile(ASTSource(kernel, signature, values), target=GPUTarget("cuda", 90, 32))
+    source, target = ASTSource(kernel, signature, values), GPUTarget("cuda", 90, 32)
+    made = triton.compile(source, target=target, options={"enable_fp_fusion": True})
     print(kernel.__name__ + ":" + ("ptx" if made.asm["ptx"] else "none"))
 
-pointers = dict.fromkeys(["digits", "kept", "codes", "counts"], "*i32")
-pointers |= dict.fromkeys(["first_child", "groups", "spent", "beam_nodes", "found_nodes", "found_parents"], "*i64")
+# The types of a trie and a filter, as they are made; a number that is 1 when it is launched is a constant to Triton.
+pointers = dict.fromkeys(["digits", "kept", "first_child", "counts"], "*i32") | {"codes": "*i16"}
+pointers |= dict.fromkeys(["groups", "spent", "beam_nodes", "found_nodes", "found_parents"], "*i64")
 pointers |= dict.fromkeys(["norms", "scores", "found_scores", "smooth", "scales", "columns"], "*fp32")
 pointers |= {"logits": "*bf16", "x": "*bf16"}
-options = {"BLOCK": 1024, "SETS": 1, "SEARCH": 7}
-compile(kernels._normalize_rows, {"BLOCK": 4096}, **{**pointers, "columns": "i32"})
-compile(kernels._normalize_children, options, **pointers)
-compile(kernels._count_digits, {**options, "PASS": 3}, **pointers)
-compile(kernels._count_kept, options, **pointers)
-compile(kernels._write_kept, {**options, "BEAMS": 64}, **pointers)
-for number, integer in (("*i8", True), ("*fp8e4nv", False)):
-    constants = {"LARGEST": 127.0, "SMOOTH": integer, "INTEGER": integer, "BLOCK": 4096}
+contiguous = {"column_stride": 1}
+filtered, open_ = {"SETS": 1, "SEARCH": 11}, {"SETS": 0, "SEARCH": 0}
+unread = dict.fromkeys(["counts", "groups", "spent"], "*i16")  # the codes stand for them
+compile(kernels._normalize_rows, {**contiguous, "BLOCK": 4096}, **{**pointers, "columns": "i32"})
+for options, types in (
+    ({"BLOCK": 1024, "BEAMS": 64, **filtered}, {}),
+    ({"BLOCK": 1024, "BEAMS": 64, **open_}, unread),
+    ({"BLOCK": 1, "BEAMS": 1, "width": 1, "beam_width": 1, "nodes": 1, **filtered}, {"logits": "*fp32"}),
+):
+    given = {**pointers, **types}
+    for kernel in (kernels._normalize_children, kernels._count_digits, kernels._count_kept, kernels._write_kept):
+        compile(kernel, {**contiguous, "PASS": 3, **options}, **given)
+for number, largest, integer in (("*i8", 127.0, True), ("*fp8e4nv", 448.0, False)):
+    constants = {**contiguous, "LARGEST": largest, "SMOOTH": integer, "INTEGER": integer, "BLOCK": 4096}
     compile(rows._quantize_rows, constants, **{**pointers, "columns": "i32", "made": number})
 compile(rows._rescale, {"BLOCK": 4096}, **{**pointers, "product": "*i32", "rows": "*fp32", "made": "*bf16"})
 """

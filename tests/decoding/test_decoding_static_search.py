@@ -1,16 +1,26 @@
 """The search with static shapes: equal to beam search, without a step on the host, one recording a shape."""
 
 import itertools
+import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     HunYuanDenseV1Config,
     HunYuanDenseV1ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -21,6 +31,7 @@ from leadre.catalog import trie as tries
 from leadre.decoding import filters, kernels, static_search
 from leadre.decoding.beam_search import beam_search, sid_tokens
 from leadre.decoding.static_search import LENGTH_STEP, StaticSearch, batch_size
+from leadre.lm.quantized import quantize
 
 TEXT = 10
 SHAPE = {
@@ -42,15 +53,21 @@ MODELS = {
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 4}),
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
 }
+OLDER = {
+    "gpt2": (GPT2LMHeadModel, GPT2Config, {}),
+    "neox": (GPTNeoXForCausalLM, GPTNeoXConfig, {}),
+    "opt": (OPTForCausalLM, OPTConfig, {"ffn_dim": 32, "word_embed_proj_dim": 16}),
+}
 TOKENS = sid_tokens((10, 14, 19), (4, 5, 3))  # the vocabulary's last 12 tokens
 NORMALIZERS = ["full", "level", "trie"]
 CPU = torch.device("cpu")
 
 
 def tiny(kind="hunyuan", **changes):
-    network, config, extra = MODELS[kind]
+    network, config, extra = {**MODELS, **OLDER}[kind]
+    shape = {name: value for name, value in SHAPE.items() if kind in MODELS or name != "num_key_value_heads"}
     torch.manual_seed(0)
-    return network(config(**SHAPE, **extra, **changes)).eval()
+    return network(config(**{**shape, **extra, **changes})).eval()
 
 
 TINY = {kind: tiny(kind) for kind in MODELS}
@@ -152,6 +169,24 @@ def test_the_model_keeps_its_attention():
     assert TINY["llama"].config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", OLDER)
+def test_models_whose_settings_know_no_groups_of_heads_are_searched(kind, attention):
+    model = tiny(kind)
+    assert not hasattr(model.config, "num_key_value_heads")
+    model.set_attn_implementation(attention)
+    assert_as_beam_search(model, *prompts(2, [7, 3]), catalog(1, 30))
+
+
+def test_a_model_that_takes_no_other_attention_keeps_its_own():
+    model = tiny("llama")
+    model._supports_attention_backend = False
+    search = static(model, catalog(1, 30))
+    with search._attention():
+        assert model.config._attn_implementation == "sdpa"
+    assert_as_beam_search(model, *prompts(2, [7, 3]), catalog(1, 30))
+
+
 def test_attention_of_grouped_heads_is_transformers_own():
     model, generator = TINY["qwen3"], torch.Generator().manual_seed(0)
     query = torch.randn(2, 4, 5, 4, generator=generator)
@@ -163,12 +198,31 @@ def test_attention_of_grouped_heads_is_transformers_own():
     torch.testing.assert_close(found, expected)
 
 
+class NothingOnTheHost(TorchDispatchMode):
+    """Refuses every operation that takes or gives a tensor on the CPU, copies from there included."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        given = tree_leaves((args, kwargs or {}))
+        made = operation(*args, **(kwargs or {}))
+        devices = {each.device.type for each in [*given, *tree_leaves(made)] if isinstance(each, torch.Tensor)}
+        assert "cpu" not in devices, f"{operation} takes a step on the host"
+        return made
+
+
+def test_a_copy_from_the_host_is_a_step_there():
+    with NothingOnTheHost(), pytest.raises(AssertionError, match="takes a step on the host"):
+        torch.zeros(2).to("meta")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
-@pytest.mark.parametrize("kind", MODELS)
-def test_the_search_takes_no_step_on_the_host(kind, normalizer):
+@pytest.mark.parametrize("kind", [*MODELS, *OLDER])
+def test_the_search_takes_no_step_on_the_host(kind, normalizer, attention):
     """On the device `meta` there are shapes and no numbers: whatever asks for a number, or leaves it, fails."""
     meta, trie = torch.device("meta"), catalog(1, 40)
-    search = static(tiny(kind).to(meta), trie, normalizer=normalizer)
+    model = tiny(kind).to(meta)
+    model.set_attn_implementation(attention)
+    search = static(model, trie, normalizer=normalizer)
     search.device = meta
     search.branches = tuple(
         each._replace(codes=each.codes.to(meta), first_child=each.first_child.to(meta)) for each in search.branches
@@ -180,7 +234,7 @@ def test_the_search_takes_no_step_on_the_host(kind, normalizer):
         )
     )
     ids = torch.zeros(3, LENGTH_STEP, dtype=torch.int64, device=meta)
-    with torch.no_grad(), static_search._attention(search.config):
+    with torch.no_grad(), search._attention(), NothingOnTheHost():
         found = search._search(static_search._Inputs(ids, ids[:, 0], filter))
     assert found.rows.shape == found.scores.shape == (3, 5)
     assert found.rows.device == found.scores.device == meta
@@ -198,6 +252,53 @@ def test_one_recording_serves_a_shape():
     assert len(search._recordings) == 2
     search(*prompts(0, [LENGTH_STEP + 1]))
     assert len(search._recordings) == 3
+
+
+def test_users_who_have_seen_more_or_less_share_recordings():
+    trie, search = catalog(1, 30), static(TINY["llama"], catalog(1, 30))
+    counts = filters.counts(trie, torch.ones(1, 30, dtype=torch.bool))
+    groups, generator = torch.zeros(8, dtype=torch.int64), torch.Generator().manual_seed(0)
+    for turn in range(40):
+        seen = torch.randint(-1, 30, (8, int(torch.randint(0, 500, (), generator=generator))), generator=generator)
+        search(*prompts(turn, [3] * 8), filters.make(trie, counts, groups, seen))
+    assert len(search._recordings) <= 5
+
+
+def test_the_recording_that_was_not_used_for_longest_is_dropped(monkeypatch):
+    monkeypatch.setattr(static_search, "_MOST_RECORDINGS", 2)
+    search = static(TINY["llama"], catalog(1, 30))
+    for users in (1, 2, 1, 3):
+        search(*prompts(0, [3] * users))
+    assert [key[0] for key in search._recordings] == [1, 3]
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_the_head_reads_the_whole_vocabulary_for_a_block_of_beams_at_a_time(normalizer, monkeypatch):
+    monkeypatch.setattr(static_search, "_HEAD_ROWS", 4)
+    model, sizes = tiny("llama"), []
+    model.lm_head.register_forward_hook(lambda _, given, made: sizes.append(made.shape))
+    assert_as_beam_search(model, *prompts(0, [4, 6, 3]), catalog(5, 40), width=6, normalizer=normalizer)
+    assert max((rows for rows, _ in sizes), default=4) == 4
+    assert len(sizes) == (1 + 3 + 5 if normalizer == "full" else 0)  # of 3, 3 * 4 and 3 * 6 beams
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_a_level_that_is_impossible_as_a_whole_leaves_an_empty_list(normalizer):
+    model = tiny()
+    bias = torch.zeros(TEXT + 12)
+    bias[TOKENS[1].start : TOKENS[1].stop] = -torch.inf
+    model.lm_head.bias = torch.nn.Parameter(bias)
+    trie = tries.build(torch.tensor([(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)]))
+    found = static(model, trie, normalizer=normalizer)(*prompts(0, [4, 6]))
+    assert found.rows.eq(-1).all()
+    assert_as_beam_search(model, *prompts(0, [4, 6]), trie, normalizer=normalizer)
+
+
+@pytest.mark.parametrize("weights", ["w8a8", "fp8"])
+def test_8_bit_weights_give_the_lists_that_they_give_in_beam_search(weights):
+    model = tiny("llama")
+    quantize(model, weights, [prompts(3, [9, 4, 7])])
+    assert_as_beam_search(model, *prompts(0, [4, 6, 9]), catalog(5, 40))
 
 
 def test_inputs_of_a_later_call_replace_those_of_the_first():
@@ -244,6 +345,33 @@ def test_what_beam_search_refuses_is_refused():
         static(TINY["llama"], tries.build(torch.tensor([[0, 1]])))
 
 
+def test_prompts_and_filters_that_do_not_belong_together_are_refused():
+    search, trie = static(TINY["llama"], catalog(0, 10)), catalog(0, 10)
+    with pytest.raises(ValueError, match="input_ids has no row"):
+        search(torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="filter has 3 rows for 2 users"):
+        search(*prompts(0, [4, 6]), some_filter(trie, 3, 2, 0))
+    with pytest.raises(ValueError, match="make it with the trie that is searched"):
+        search(*prompts(0, [4, 6]), some_filter(catalog(0, 20), 2, 2, 0))
+
+
+def test_torchs_kernels_on_a_gpu_are_told_of_once(caplog):
+    static_search._tell_of_twins.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        static_search._tell_of_twins()
+        static_search._tell_of_twins()
+    assert [record.message.split(":")[0] for record in caplog.records] == ["Triton is not installed"]
+
+
+def test_rotary_frequencies_of_one_kind_of_layers_are_looked_at():
+    rope = {"full_attention": {"rope_type": "longrope"}, "sliding_attention": {"rope_type": "default"}}
+    config = SimpleNamespace(to_dict=lambda: {"rope_parameters": rope})
+    with pytest.raises(ValueError, match="of the kind longrope"):
+        static_search._check_rotary(SimpleNamespace(config=config))
+    rope["full_attention"]["rope_type"] = "default"
+    static_search._check_rotary(SimpleNamespace(config=config))
+
+
 def test_rotary_frequencies_that_depend_on_the_prompt_are_refused():
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     with pytest.raises(ValueError, match="of the kind dynamic, which depend on the length of the prompt"):
@@ -255,7 +383,7 @@ def test_rotary_frequencies_that_depend_on_the_prompt_are_refused():
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_captured_graph_gives_what_the_same_code_gives_on_the_cpu(kind, normalizer, fused, monkeypatch):
-    monkeypatch.setattr(kernels, "_FUSED", fused and kernels._FUSED)
+    monkeypatch.setattr(kernels, "FUSED", fused and kernels.FUSED)
     cuda, trie = torch.device("cuda"), catalog(1, 40)
     search = static(tiny(kind).to(cuda), trie, normalizer=normalizer, device=cuda)
     expected = static(TINY[kind], trie, normalizer=normalizer)
@@ -273,3 +401,23 @@ def test_the_captured_graph_gives_what_the_same_code_gives_on_the_cpu(kind, norm
             assert found.rows.tolist() == wanted.rows.tolist()
             torch.testing.assert_close(found.scores.cpu(), wanted.scores, rtol=1e-4, atol=1e-4)
     assert len(search._recordings) == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("weights", ["bf16", "w8a8", "fp8"])
+def test_a_replayed_graph_gives_what_the_same_operations_give_outside_of_it(weights, attention):
+    cuda, sizes = torch.device("cuda"), {"hidden_size": 64, "intermediate_size": 128}
+    model = tiny("llama", **sizes).to(cuda, torch.bfloat16)
+    model.set_attn_implementation(attention)
+    if weights != "bf16":
+        quantize(model, weights, [tuple(part.to(cuda) for part in prompts(9, [9, 4, 7]))])
+    search = static(model, catalog(1, 40), device=cuda)
+    for seed, lengths in ((0, [3, 9, 5]), (1, [7, 1, 8]), (2, [60, 2, 64])):  # captured, then replayed
+        ids, mask = (part.to(cuda) for part in prompts(seed, lengths))
+        with torch.no_grad(), search._attention():
+            expected = search._search(static_search._Inputs(*static_search._pack(ids, mask), None))
+        found = search(ids, mask)
+        assert found.rows.tolist() == expected.rows.tolist()
+        torch.testing.assert_close(found.scores, expected.scores)
+    assert len(search._recordings) == 1

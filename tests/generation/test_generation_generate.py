@@ -1,6 +1,7 @@
 """The verbs: lists for test users and audiences, and nothing that must not be in them."""
 
 import dataclasses
+import io
 import json
 import shutil
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
 from leadre import tables
@@ -83,7 +85,7 @@ def test_neither_shards_nor_batches_change_the_lists(tiny, listed, changes):
 def test_parts_hold_their_shard_of_users_in_order(tiny, listed):
     listed(shard_users=4)
     parts = sorted((tiny.out / "lists").iterdir())
-    assert [part.name for part in parts] == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    assert [part.name for part in parts] == ["part-0000000.parquet", "part-0000001.parquet", "part-0000002.parquet"]
     users = [tables.read(tables.LISTS, part)["user_id"].unique(maintain_order=True).to_list() for part in parts]
     assert users == [tiny.users[:4], tiny.users[4:8], tiny.users[8:]]
 
@@ -101,6 +103,7 @@ def test_the_summary_counts_what_is_in_the_lists_and_tells_the_pace(tiny, listed
         "invalid_ads": 0,
         "duplicate_ads": 0,
         "users_without_list": 0,
+        "ads_not_running": 0,
         "invalid_rate": 0.0,
         "duplicate_rate": 0.0,
         "parts": 4,
@@ -149,6 +152,26 @@ def test_a_progress_bar_is_for_terminals_alone_and_the_pace_for_the_log(tiny, co
         generate_audience(tiny.config(), *tiny.inputs, out=tiny.out, compute=shown)
     assert "Generating" not in capsys.readouterr().err
     assert "users/s; 0 users left" in caplog.text
+
+
+def test_on_a_terminal_there_is_a_progress_bar(tiny, compute, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setenv("TERM", "xterm")
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", terminal)
+        shown = dataclasses.replace(compute, progress=True)
+        generate_audience(tiny.config(), *tiny.inputs, out=tiny.out, compute=shown)
+    assert "Generating" in terminal.getvalue()
+    assert "100%" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("weights", ["w8a8", "as_trained"])
+def test_nobody_needs_no_model(tiny, listed, monkeypatch, weights):
+    monkeypatch.setattr("leadre.generation.generate.Worker", None)
+    tiny.save_prompts(tiny.audience / "prompts-00000.parquet", [])
+    (tiny.audience / "prompts-00001.parquet").unlink()
+    assert listed(weights=weights).is_empty()
 
 
 def test_a_user_twice_is_refused_across_files(tiny, listed):
@@ -209,6 +232,8 @@ def test_values_out_of_range_are_refused(tiny, changes):
 
 @pytest.mark.parametrize("path", sorted(Path("conf/decoding").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_configurations_are_valid(path):
-    read = [yaml.safe_load(file.read_text()) for file in (path.with_name("default.yaml"), path)]
-    read[1].pop("defaults", None)
-    TypeAdapter(DecodingConfig).validate_json(json.dumps(read[0] | read[1]))
+    with initialize_config_dir(str(path.parents[1].absolute()), version_base="1.3"):
+        read = OmegaConf.to_container(compose("run", overrides=[f"decoding={path.stem}"]).decoding)
+    found = TypeAdapter(DecodingConfig).validate_json(json.dumps(read))
+    assert (found.engine == "graph") == (path.stem in ("gpu", "fp8", "w8a8"))
+    assert found.weights == (path.stem if path.stem in ("fp8", "w8a8") else "as_trained")

@@ -34,8 +34,8 @@ def test_actors_write_the_parts_of_a_local_run_byte_for_byte_and_go_on_where_it_
     generate_audience(tiny.config(), *tiny.inputs, out=tiny.out, compute=compute)
     expected = {path.name: path.read_bytes() for path in (tiny.out / "lists").iterdir()}
     for shard in (1, 3):
-        (tiny.out / "checkpoints" / "lists" / f"part-0000{shard}.parquet").unlink()
-    before = os.stat(tiny.out / "checkpoints" / "lists" / "part-00002.parquet").st_mtime_ns
+        (tiny.out / "checkpoints" / "lists" / f"part-000000{shard}.parquet").unlink()
+    before = os.stat(tiny.out / "checkpoints" / "lists" / "part-0000002.parquet").st_mtime_ns
     arguments = [*map(str, (*tiny.inputs, tiny.out)), json.dumps(vars(tiny.config()))]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
@@ -50,7 +50,7 @@ def test_actors_write_the_parts_of_a_local_run_byte_for_byte_and_go_on_where_it_
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert {path.name: path.read_bytes() for path in (tiny.out / "lists").iterdir()} == expected
-    assert os.stat(tiny.out / "checkpoints" / "lists" / "part-00002.parquet").st_mtime_ns == before
+    assert os.stat(tiny.out / "checkpoints" / "lists" / "part-0000002.parquet").st_mtime_ns == before
     told = json.loads((tiny.out / "generation.json").read_text())
     assert (told["users"], told["users_of_this_run"]) == (10, 4)
     assert len(tables.read(tables.LISTS, tiny.out / "lists")) == 30

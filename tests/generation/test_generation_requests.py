@@ -8,8 +8,9 @@ import torch
 
 from leadre import tables
 from leadre.catalog import trie as tries
+from leadre.generation import shards
 from leadre.generation.generate import generate_audience
-from leadre.generation.requests import filter_of, read_rules, requests_of
+from leadre.generation.requests import filter_of, fingerprint, not_running, read_rules, requests_of
 
 
 @pytest.fixture
@@ -19,11 +20,11 @@ def rules(tiny, tmp_path):
     folder.mkdir()
     trie = tries.build(torch.tensor(tiny.sids))
 
-    def write(**given):
+    def write(closed=(), **given):
         for name, rows in given.items():
             table = getattr(tables, name.upper())
             tables.write(table, pl.DataFrame(rows, schema=table.schema, orient="row"), folder / f"{name}.parquet")
-        return read_rules(folder, pl.Series(tiny.ads), trie)
+        return read_rules(folder, pl.Series(tiny.ads), trie, pl.Series(closed, dtype=pl.String()))
 
     write.folder, write.trie = folder, trie
     return write
@@ -114,12 +115,12 @@ def test_ads_that_the_catalog_does_not_hold_are_counted(rules, caplog):
         rules(taken_down=[("ad0",), ("gone",), ("too",)], ad_sets=[("x", "ad0"), ("x", "gone")])
     assert "2 of 3 rows of taken_down name an ad that the catalog does not hold" in caplog.text
     assert "1 of 2 rows of ad_sets name an ad that the catalog does not hold" in caplog.text
-    assert "1 of 6 ads taken down, 0 allowed sets" in caplog.text
+    assert "5 of 6 ads may be shown, 0 allowed sets" in caplog.text
 
 
 def test_a_set_whose_ads_are_all_taken_down_is_warned_of(rules, caplog):
     rules(taken_down=[("ad0",)], ad_sets=[("x", "ad0")], user_sets=[("u", "x")])
-    assert "every ad of the set 'x' is taken down: its users get no list" in caplog.text
+    assert "every ad of the set 'x' is taken down or does not run: its users get no list" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_a_set_whose_ads_are_all_taken_down_is_warned_of(rules, caplog):
             {"ad_sets": [("x", "gone"), ("y", "ad1")]},
             r"ad_sets\.parquet has the set 'x' \(one of 1\) without an ad of the catalog: .*; leave the set out or add",
         ),
-        ({"taken_down": [(f"ad{row}",) for row in range(6)]}, "takes down all 6 ads: there is nothing to show"),
+        ({"taken_down": [(f"ad{row}",) for row in range(6)]}, "takes down all 6 ads that run: nothing is left to show"),
     ],
 )
 def test_filters_that_cannot_be_meant_are_refused(rules, given, told):
@@ -156,8 +157,118 @@ def test_tables_of_users_that_are_not_as_declared_are_refused(rules):
     pl.DataFrame({"user_id": ["u"], "ad_id": [3]}).write_parquet(rules.folder / "seen.parquet")
     with pytest.raises(tables.TableError, match=r"seen\.parquet is no seen table: column 'ad_id' is Int64"):
         requests_of(found, pl.Series(["u"]))
-    pl.DataFrame({"user_id": ["u"], "ad_id": [None]}, schema=tables.SEEN.schema).write_parquet(
-        rules.folder / "seen.parquet"
+
+
+@pytest.mark.parametrize("row", [("stranger", None), (None, "ad0")])
+def test_a_null_is_refused_even_in_a_row_of_no_user_of_the_prompts(rules, row):
+    pl.DataFrame([row], schema=tables.SEEN.schema, orient="row").write_parquet(rules.folder / "seen.parquet")
+    with pytest.raises(
+        tables.TableError, match=r"seen\.parquet is no seen table: column '.*' has 1 nulls, may have none"
+    ):
+        rules()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("seen.csv", r"holds seen\.csv: filters are Parquet alone; write it as seen\.parquet"),
+        ("notes.txt", r"holds notes\.txt: a filter is one of taken_down\.parquet, seen\.parquet"),
+    ],
+)
+def test_nothing_in_the_folder_is_passed_over_without_a_word(rules, name, told):
+    (rules.folder / "_SUCCESS").write_text("")
+    (rules.folder / ".hidden").write_text("")
+    rules(taken_down=[("ad0",)])
+    before = fingerprint(rules.folder)
+    (rules.folder / "_SUCCESS").write_text("of tomorrow")
+    assert fingerprint(rules.folder) == before
+    (rules.folder / name).write_text("")
+    with pytest.raises(ValueError, match=told):
+        rules()
+    with pytest.raises(ValueError, match=told):
+        fingerprint(rules.folder)
+
+
+def test_other_tables_have_another_fingerprint(rules):
+    rules(taken_down=[("ad0",)])
+    before = fingerprint(rules.folder)
+    rules(taken_down=[("ad1",)])
+    assert fingerprint(rules.folder) != before
+
+
+def test_users_with_filters_are_counted_over_all_parts(tiny, rules, listed, caplog):
+    rules(
+        seen=[("u00", "ad0"), ("u00", "ad1"), ("u09", "gone"), ("stranger", "ad2")],
+        ad_sets=[("tea", "ad5")],
+        user_sets=[("u000", "tea")],
     )
-    with pytest.raises(tables.TableError, match="column 'ad_id' has 1 nulls"):
-        requests_of(found, pl.Series(["u"]))
+    listed()
+    told = json.loads((tiny.out / "generation.json").read_text())
+    assert (told["users_with_seen"], told["users_with_set"]) == (2, 0)
+    assert "users_with_set is 0: no user of the prompts is in this table" in caplog.text
+    assert "users_with_seen is 0" not in caplog.text
+
+
+def test_filters_that_change_under_way_are_refused(rules, listed, monkeypatch):
+    rules(taken_down=[("ad0",)])
+    wait = shards.wait
+    monkeypatch.setattr(shards, "wait", lambda *a, **k: (rules(taken_down=[("ad1",)]), wait(*a, **k))[1])
+    with pytest.raises(ValueError, match=r"decoding\.filters changed while lists were made: give each day a folder"):
+        listed()
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Today's ads; each row is an id, a start and an end."""
+    folder = tmp_path / "world"
+    folder.mkdir()
+
+    def write(*rows):
+        frame = pl.DataFrame(rows, schema=["ad_id", "start_time", "end_time"], orient="row")
+        gaps = [
+            pl.lit(None, dtype).alias(name) for name, dtype in tables.ADS.schema.items() if name not in frame.columns
+        ]
+        whole = frame.with_columns(gaps).with_columns(
+            attributes=pl.lit([], pl.List(pl.String())), description=pl.lit("")
+        )
+        whole = whole.cast(dict(tables.ADS.schema))
+        tables.write(tables.ADS, whole.select(list(tables.ADS.columns)), folder / "ads.parquet")
+        return folder
+
+    return write
+
+
+DAY = [
+    ("ad0", None, None),
+    ("ad1", 100, None),
+    ("ad2", None, 100),
+    ("ad3", 101, None),
+    ("ad4", 50, 101),
+    ("new", None, None),
+]
+
+
+def test_an_ad_runs_from_its_start_to_just_before_its_end(tiny, world):
+    assert not_running(pl.Series(tiny.ads), world(*DAY), 100).to_list() == ["ad2", "ad3", "ad5"]
+
+
+@pytest.mark.parametrize("filters", [False, True])
+def test_ads_that_do_not_run_are_listed_for_nobody_and_counted(tiny, rules, world, compute, caplog, filters):
+    rules(taken_down=[("ad0",)])
+    about = json.loads((tiny.audience / "prompts.json").read_text())
+    (tiny.audience / "prompts.json").write_text(json.dumps(about | {"as_of": 100}))
+    config = tiny.config(num_ads=6, filters=str(rules.folder) if filters else None)
+    with caplog.at_level("INFO"):
+        generate_audience(config, *tiny.inputs, world(*DAY), out=tiny.out, compute=compute)
+    lists = tables.read(tables.LISTS, tiny.out / "lists")
+    for _, own in lists.group_by("user_id"):
+        assert sorted(own["ad_id"]) == (["ad1", "ad4"] if filters else ["ad0", "ad1", "ad4"])
+    assert json.loads((tiny.out / "generation.json").read_text())["ads_not_running"] == 3
+    assert "3 of 6 ads of the catalog do not run at 100: nobody is shown them" in caplog.text
+
+
+def test_a_platform_that_runs_none_of_the_ads_is_refused(tiny, world):
+    with pytest.raises(
+        ValueError, match=r"none of the catalog's 6 ads runs at as_of 100: give the tables .*, or train anew"
+    ):
+        not_running(pl.Series(tiny.ads), world(("new", None, None)), 100)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import polars as pl
 import pytest
 
 from leadre import tables
+from leadre.artifacts import ArtifactError
 from leadre.generation import shards
 from leadre.generation import worker as workers
 from leadre.generation.generate import generate_audience
@@ -91,10 +93,10 @@ def test_a_kill_while_a_part_is_written_leaves_no_part_and_no_debris(tiny, run, 
         with pytest.raises(Killed):
             run()
     assert not list(kept(tiny).glob("*.parquet"))
-    assert list(kept(tiny).glob("part-00000.parquet.*"))
+    assert list(kept(tiny).glob("part-0000000.parquet.*"))
     assert run() == expected
-    names = {f"part-0000{shard}.parquet" for shard in range(4)}
-    assert {path.name for path in kept(tiny).iterdir()} == names | {"plan.json"}
+    names = {f"part-000000{shard}.parquet" for shard in range(4)}
+    assert {path.name for path in kept(tiny).iterdir()} == names | {"finished.json"}
 
 
 def test_a_kill_right_after_the_last_part_costs_no_shard(tiny, run, expected, shards_made, monkeypatch):
@@ -120,7 +122,7 @@ def test_where_files_cannot_be_linked_they_are_copied(run, expected, monkeypatch
         (lambda part: part.write_bytes(b""), "is broken"),
         (lambda part: part.write_bytes(_flipped(part.read_bytes())), "is broken"),
         (
-            lambda part: part.write_bytes(part.with_name("part-00000.parquet").read_bytes()),
+            lambda part: part.write_bytes(part.with_name("part-0000000.parquet").read_bytes()),
             "is of another plan or shard",
         ),
         (lambda part: lists_of("stranger").write_parquet(part), "is of another plan or shard"),
@@ -131,11 +133,11 @@ def test_a_part_that_is_not_whole_or_not_ours_is_made_anew_by_name(
     tiny, run, expected, shards_made, caplog, harm, told
 ):
     run()
-    harm(kept(tiny) / "part-00002.parquet")
+    harm(kept(tiny) / "part-0000002.parquet")
     shards_made.clear()
     assert run() == expected
     assert shards_made == [2]
-    assert f"part-00002.parquet {told}" in caplog.text
+    assert f"part-0000002.parquet {told}" in caplog.text
 
 
 def _flipped(content):
@@ -159,10 +161,10 @@ def test_more_and_smaller_shards_leave_none_of_the_old_parts(tiny, run):
 def test_a_plan_that_is_no_json_is_another_plan(tmp_path):
     plan = plan_in(tmp_path)
     (tmp_path / "plan.json").write_text("{")
-    (tmp_path / "part-00000.parquet").write_text("old")
+    (tmp_path / "part-0000000.parquet").write_text("old")
     shards.lay(plan)
     assert shards.missing(plan, [0, 1, 2]) == [0, 1, 2]
-    assert json.loads((tmp_path / "plan.json").read_text()) == {"plan": plan.about, "finished": False}
+    assert json.loads((tmp_path / "plan.json").read_text()) == plan.about
 
 
 def test_users_are_cut_into_shards_that_hold_each_once():
@@ -183,7 +185,7 @@ def test_a_part_is_only_known_by_its_plan_and_shard(tmp_path):
 
 def test_lists_that_are_no_table_are_not_written(tmp_path):
     plan = plan_in(tmp_path)
-    with pytest.raises(tables.TableError, match=r"the lists of part-00000\.parquet is no lists table"):
+    with pytest.raises(tables.TableError, match=r"the lists of part-0000000\.parquet is no lists table"):
         shards.write_part(plan, 0, lists_of("u").drop("rank"), told={})
     assert not list(tmp_path.iterdir())
 
@@ -208,21 +210,115 @@ def test_a_process_that_comes_when_all_is_done_has_nothing_to_do(tmp_path):
     for shard in range(3):
         shards.write_part(plan, shard, lists_of("u"), told={})
     shards.publish(plan, tmp_path / "lists")
-    assert not shards.join(plan)
     assert not shards.is_open(plan)
-    assert not shards.join(plan_in(tmp_path / "gone" / "lists"))  # the result has been moved to its place
+    shards.write_part(plan, 1, lists_of("v"), told={})  # by one that is late: needed no more
+    assert tables.read(tables.LISTS, plan.part(1)).equals(lists_of("u"))
+    shutil.rmtree(tmp_path / "checkpoints")  # as the store does
+    assert not shards.join(plan)
+
+
+def test_a_kill_after_the_last_part_was_published_does_not_send_other_ranks_away(tmp_path):
+    plan = plan_in(tmp_path / "checkpoints" / "lists")
+    shards.lay(plan)
+    for shard in range(3):
+        shards.write_part(plan, shard, lists_of("u"), told={})
+    shards.publish(plan, tmp_path / "lists")
+    found = []
+    waiting = threading.Thread(target=lambda: found.append(shards.join(plan)))  # before the leading one lays it again
+    waiting.start()
+    time.sleep(0.3)
+    assert found == []
+    shards.lay(plan)
+    waiting.join(5)
+    assert found == [True]
+
+
+def test_waiting_for_the_plan_of_the_leading_process_is_told(tmp_path, monkeypatch, caplog):
+    plan = plan_in(tmp_path)
+    monkeypatch.setattr(shards, "LOG_EVERY_S", 0.0)
+    leading = threading.Timer(0.3, lambda: shards.lay(plan))
+    leading.start()
+    with caplog.at_level("INFO"):
+        assert shards.join(plan)
+    assert f"waiting for rank 0 to lay the plan {plan.key} in {tmp_path}" in caplog.text
 
 
 def test_waiting_for_the_parts_of_others_is_told(tmp_path, monkeypatch, caplog):
     plan = plan_in(tmp_path)
     shards.lay(plan)
-    monkeypatch.setattr(shards, "REMIND_S", 0.0)
-    monkeypatch.setattr(shards, "POLL_S", 0.01)
-    others = threading.Timer(0.1, lambda: [shards.write_part(plan, n, lists_of("u"), told={}) for n in range(3)])
+    monkeypatch.setattr(shards, "LOG_EVERY_S", 0.0)
+    others = threading.Timer(0.3, lambda: [shards.write_part(plan, n, lists_of("u"), told={}) for n in range(3)])
     others.start()
     with caplog.at_level("INFO"):
-        shards.wait(plan)
-    assert "waiting for 3 parts of other processes, such as" in caplog.text
+        assert shards.wait(plan, alone=False) == []
+    assert "waiting for 3 parts of other processes; " in caplog.text
+
+
+def test_nobody_waits_for_a_part_that_nobody_will_make(tmp_path):
+    plan = plan_in(tmp_path)
+    shards.lay(plan)
+    shards.write_part(plan, 0, lists_of("u"), told={})
+    assert shards.wait(plan, alone=True) == [1, 2]
+    plan.part(2).write_bytes(b"")
+    assert shards.wait(plan, alone=False) == [2]
+
+
+@pytest.mark.parametrize("waits", [shards.join, lambda plan: shards.wait(plan, alone=False)], ids=["join", "wait"])
+def test_waiting_ends_with_the_launcher(tmp_path, monkeypatch, waits):
+    parents = iter([7, 7, 1])
+    monkeypatch.setattr("leadre.artifacts.os.getppid", lambda: next(parents))
+    plan = plan_in(tmp_path)
+    if waits is not shards.join:
+        shards.lay(plan)
+    with pytest.raises(ArtifactError, match="was not finished: rank 0 has ended; its output says why"):
+        waits(plan)
+
+
+def test_a_plan_that_is_cleared_away_is_not_waited_for(tmp_path):
+    plan = plan_in(tmp_path / "lists")
+    shards.lay(plan)
+    shutil.rmtree(plan.folder)
+    with pytest.raises(ArtifactError, match="was cleared away while lists were made: start again"):
+        shards.wait(plan, alone=True)
+
+
+def test_a_part_that_breaks_while_others_are_made_is_made_anew(tiny, run, expected, shards_made, monkeypatch):
+    write = workers.write_part
+
+    def write_and_harm(plan, shard, *arguments, **keywords):
+        write(plan, shard, *arguments, **keywords)
+        if shard == 3 and shards_made.count(1) == 1:
+            plan.part(1).write_bytes(b"")
+
+    monkeypatch.setattr(workers, "write_part", write_and_harm)
+    assert run() == expected
+    assert shards_made == [0, 1, 2, 3, 1]
+
+
+def test_another_launch_that_clears_leftovers_costs_no_part(tmp_path, monkeypatch):
+    plan = plan_in(tmp_path)
+    shards.lay(plan)
+    kill = iter([lambda: shards.lay(plan), lambda: None])
+    monkeypatch.setattr(shards.os, "fsync", lambda _: next(kill)())
+    shards.write_part(plan, 1, lists_of("u"), told={})
+    assert shards.fault_of(plan, 1) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part-0000001.parquet", "plan.json"]
+
+
+def test_looking_for_missing_parts_leaves_the_unfinished_ones_of_others(tmp_path):
+    plan = plan_in(tmp_path)
+    shards.lay(plan)
+    unfinished = tmp_path / "part-0000001.parquet.abc.unfinished"
+    unfinished.write_text("")
+    assert shards.missing(plan, [0, 1, 2]) == [0, 1, 2]
+    assert unfinished.exists()
+    shards.lay(plan)
+    assert not unfinished.exists()
+
+
+def test_parts_stand_in_their_order_beyond_a_hundred_thousand():
+    plan = plan_in(Path())
+    assert plan.part(99_999).name < plan.part(100_000).name
 
 
 def test_the_pace_is_told_now_and_then_and_at_the_end(monkeypatch, caplog):
@@ -258,6 +354,7 @@ def test_every_rank_makes_its_share_and_the_leading_one_the_result(tiny, run, ex
     assert run() == expected
     assert shards_made == [0, 2]
     shards_made.clear()
+    shutil.rmtree(tiny.out / "checkpoints")  # as the store does
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(FileNotFoundError):
         run(scratch)  # it came too late
@@ -325,7 +422,7 @@ def test_kill_9_after_a_shard_and_then_fewer_processes(tiny, expected):
     for rank in ranks:
         rank.communicate()
     (partial,) = tiny.out.glob("generations/*.partial")
-    assert (partial / "checkpoints" / "lists" / "part-00001.parquet").exists()
+    assert (partial / "checkpoints" / "lists" / "part-0000001.parquet").exists()
     alone = _start(tiny, 0, 1)
     told = alone.communicate(timeout=120)
     assert alone.returncode == 0, told

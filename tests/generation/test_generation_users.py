@@ -49,14 +49,22 @@ def test_only_the_row_groups_of_the_users_are_opened(files):
 @pytest.mark.parametrize("hashes", [1, 5, 100])
 def test_a_user_twice_is_found_wherever_the_two_stand(files, tmp_path, monkeypatch, hashes):
     monkeypatch.setattr(reading, "HASHES", hashes)
-    check_users(row_groups(files))
+    check_users(row_groups([*files[1:], files[0]]))
     with pytest.raises(ValueError, match="has the user 'u00' 2 times: a user gets one list; keep one prompt a user"):
         check_users([*row_groups(files), RowGroup(files[0], 0, range(12, 14))])
 
 
+def test_users_that_rise_strictly_are_read_once_and_not_hashed(files, monkeypatch):
+    monkeypatch.setattr(reading, "_hashes", None)
+    opened = []
+    monkeypatch.setattr(reading, "read", lambda groups, *rest: (opened.append(len(groups)), read(groups, *rest))[1])
+    check_users(row_groups(files))
+    assert opened == [1] * len(row_groups(files))  # each piece alone: not every piece for each
+
+
 def test_equal_hashes_of_different_users_are_no_user_twice(files, monkeypatch):
     monkeypatch.setattr(pl.Series, "hash", lambda ids: pl.Series([7] * len(ids), dtype=pl.UInt64))
-    check_users(row_groups(files))
+    check_users(row_groups([*files[1:], files[0]]))
 
 
 def test_a_prompt_without_a_user_is_refused(tmp_path):

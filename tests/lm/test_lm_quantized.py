@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -128,7 +129,8 @@ def test_an_8_bit_float_layer_is_the_product_of_rounded_numbers():
 def test_shape_data_type_bias_zeros_and_nan_go_through(layer):
     made = layer(linear(torch.randn(4, 6, generator=torch.Generator().manual_seed(0)), [1.0, 2.0, 3.0, 4.0]))
     assert made(torch.zeros(2, 3, 6)).tolist() == [[[1.0, 2.0, 3.0, 4.0]] * 3] * 2
-    assert made(torch.zeros(2, 3, 6, dtype=torch.bfloat16)).shape == (2, 3, 4)
+    half = made(torch.zeros(2, 3, 6, dtype=torch.bfloat16))  # the bias is float32
+    assert (half.shape, half.dtype) == ((2, 3, 4), torch.bfloat16)
     x = torch.zeros(2, 6)
     x[1, 2] = torch.nan
     assert made(x).isnan().all(1).tolist() == [False, True]
@@ -203,6 +205,13 @@ def test_what_cannot_be_quantized_is_refused():
     quantize(model, "fp8", [])
     with pytest.raises(ValueError, match="without linear layers in its body: it may be quantized already"):
         quantize(model, "w8a8", [prompts()])
+
+
+def test_an_adapter_is_merged_before():
+    adapted = get_peft_model(tiny(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    with pytest.raises(ValueError, match=r"adapters that are not merged at 4 layers, such as .*merge_and_unload"):
+        quantize(adapted, "fp8", [])
+    quantize(adapted.merge_and_unload(), "fp8", [])
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,8 @@ def test_many_small_parts_hold_the_same_prompts_in_the_order_of_the_users(write,
     monkeypatch.setattr(stage, "BEHAVIORS", 3 * rows)
     assert _made(folders, config).to_dicts() == whole.to_dicts()
     assert whole["user_id"].is_sorted()
-    assert len(list(folders.out.glob("prompts-*.parquet"))) == -(-12 // part)
+    names = [f"prompts-{number:07d}.parquet" for number in range(-(-12 // part))]
+    assert sorted(path.name for path in folders.out.glob("prompts-*.parquet")) == names
 
 
 def test_a_sample_of_the_users_is_enough_to_cut_them(write, config, monkeypatch):
@@ -148,15 +149,25 @@ def test_prompts_json_is_that_of_the_pairs_and_tells_the_time_and_the_users(fold
     _made(folders, config, as_of=NOW)
     audience = folders.about()
     assert audience.keys() - pairs.keys() == {"as_of", "audience"}
-    assert {name: audience[name] for name in pairs.keys() - {"pairs"}} == {
-        name: pairs[name] for name in pairs.keys() - {"pairs"}
-    }
+    assert pairs.keys() - audience.keys() == {"pairs", "next_n"}  # what responses hold is none of an audience's
+    shared = pairs.keys() & audience.keys()
+    assert {name: audience[name] for name in shared} == {name: pairs[name] for name in shared}
 
 
 @pytest.mark.parametrize("as_of", [0, NOW - 300 * DAY, NOW * 1000])
 def test_a_time_that_no_behavior_lies_before_is_refused(folders, config, as_of):
-    with pytest.raises(ValueError, match=rf"as_of is {as_of}, but no behavior lies in the 90 days before it, .* from "):
+    ends = rf"from {NOW - 300 * DAY} to {NOW}: give UTC seconds from {NOW - 300 * DAY + 1} to {NOW + 90 * DAY}, or "
+    told = rf"as_of is {as_of}, but no behavior lies in the 90 days before it, and the behaviors reach {ends}"
+    with pytest.raises(ValueError, match=told):
         _made(folders, config, as_of=as_of)
+
+
+def test_the_times_that_the_refusal_names_are_the_first_and_the_last_that_pass(folders, config):
+    for as_of in (NOW - 300 * DAY + 1, NOW + 90 * DAY):
+        assert _made(folders, config, as_of=as_of).height > 0
+    for as_of in (NOW - 300 * DAY, NOW + 90 * DAY + 1):
+        with pytest.raises(ValueError, match=rf"as_of is {as_of}, but"):
+            _made(folders, config, as_of=as_of)
 
 
 def test_a_world_without_behaviors_is_refused(write, config):

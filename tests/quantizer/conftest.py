@@ -49,7 +49,7 @@ def configured():
 def run(compute, logger):
     """Runs the stage in a folder; ad i is ``ad<i>`` and has a text of its own unless told otherwise."""
 
-    def run(folder, x, config, *, ad_ids=None, texts=None, previous=None):
+    def run(folder, x, config, *, ad_ids=None, texts=None, previous=None, checkpoint_every_steps=1000):
         ad_ids = [f"ad{i}" for i in range(len(x))] if ad_ids is None else ad_ids
         embeddings, out = folder / "embeddings", folder / "out"
         embeddings.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,8 @@ def run(compute, logger):
         save_file({"x": np.ascontiguousarray(x)}, embeddings / "vectors.safetensors")
         rows = pl.DataFrame({"ad_id": ad_ids, "text_key": keys}, schema=tables.ROWS.schema)
         tables.write(tables.ROWS, rows, embeddings / "rows.parquet")
-        quantize(config, embeddings, *([previous] if previous else []), out=out, compute=compute, logger=logger)
+        seldom = replace(compute, checkpoint_every_steps=checkpoint_every_steps)
+        quantize(config, embeddings, *([previous] if previous else []), out=out, compute=seldom, logger=logger)
         listed = tables.read(tables.CODES, out / "codes.parquet")
         report = json.loads((out / "diagnostics.json").read_text())
         return Ran(out, listed["ad_id"].to_list(), np.array(listed["codes"].to_list()), report)

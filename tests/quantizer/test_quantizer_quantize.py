@@ -128,9 +128,9 @@ def test_a_training_killed_twice_goes_on_to_the_same_codes(tmp_path, run, config
     monkeypatch.setattr(RQVAEModule, "training_step", dying)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="killed"):
-            run(tmp_path / "killed", x, config)
-    resumed = run(tmp_path / "killed", x, config)
-    assert begun == [*range(6), *range(3, 10), *range(9, 20)]  # a checkpoint every three steps
+            run(tmp_path / "killed", x, config, checkpoint_every_steps=3)
+    resumed = run(tmp_path / "killed", x, config, checkpoint_every_steps=3)
+    assert begun == [*range(6), *range(3, 10), *range(9, 20)]
     assert resumed.codes.tolist() == whole.codes.tolist()
     for name in ("quantizer.safetensors", "metrics.csv", "diagnostics.json"):
         assert (resumed.out / name).read_bytes() == (whole.out / name).read_bytes()
