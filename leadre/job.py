@@ -17,8 +17,9 @@ from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from leadre import pipeline
-from leadre.artifacts import ArtifactError, Result, Store, global_rank, world_size
+from leadre.artifacts import ArtifactError, Result, Store
 from leadre.config import Config, GenerateConfig, RunConfig
+from leadre.ranks import global_rank, world_size
 from leadre.report.generation import figures_of, read_lists, show_generation
 from leadre.report.index_page import show_index, write_index_page
 from leadre.report.report import StageSummary, write_report

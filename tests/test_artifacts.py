@@ -17,8 +17,8 @@ from leadre.artifacts import (
     fingerprint,
     origins,
     verify,
-    world_size,
 )
+from leadre.ranks import world_size
 from leadre.settings import settings
 
 VERSION = 1

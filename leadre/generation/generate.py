@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from leadre import tables
-from leadre.artifacts import CHECKPOINTS, fingerprint, global_rank, world_size
+from leadre.artifacts import CHECKPOINTS, fingerprint
 from leadre.decoding.config import DecodingConfig
 from leadre.generation import shards
 from leadre.generation.requests import fingerprint as fingerprint_filters
@@ -24,6 +24,7 @@ from leadre.generation.requests import not_running
 from leadre.generation.shards import Plan
 from leadre.generation.users import check_users, row_groups, user_ids
 from leadre.generation.worker import Job, Worker, make_part
+from leadre.ranks import global_rank, world_size
 from leadre.training.config import ComputeConfig
 
 VERSION = 2
