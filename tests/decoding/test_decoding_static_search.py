@@ -1,6 +1,5 @@
 """The search with static shapes: equal to beam search, without a step on the host, one recording a shape."""
 
-import itertools
 import logging
 from types import SimpleNamespace
 
@@ -15,78 +14,40 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
-    HunYuanDenseV1Config,
-    HunYuanDenseV1ForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 from leadre.catalog import trie as tries
 from leadre.decoding import filters, kernels, static_search
-from leadre.decoding.beam_search import beam_search, sid_tokens
+from leadre.decoding.beam_search import beam_search
 from leadre.decoding.static_search import LENGTH_STEP, StaticSearch, batch_size
 from leadre.lm.quantized import quantize
+from tests.decoding import tiny_models
+from tests.decoding.tiny_models import MODELS, NORMALIZERS, SHAPE, TEXT, TINY, TOKENS, padded, tiny
 
-TEXT = 10
-SHAPE = {
-    "vocab_size": TEXT + 12,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.5,
-    "tie_word_embeddings": False,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-MODELS = {
-    "hunyuan": (HunYuanDenseV1ForCausalLM, HunYuanDenseV1Config, {"head_dim": 4}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 4}),
-    "llama": (LlamaForCausalLM, LlamaConfig, {}),
-}
 OLDER = {
     "gpt2": (GPT2LMHeadModel, GPT2Config, {}),
     "neox": (GPTNeoXForCausalLM, GPTNeoXConfig, {}),
     "opt": (OPTForCausalLM, OPTConfig, {"ffn_dim": 32, "word_embed_proj_dim": 16}),
 }
-TOKENS = sid_tokens((10, 14, 19), (4, 5, 3))  # the vocabulary's last 12 tokens
-NORMALIZERS = ["full", "level", "trie"]
 CPU = torch.device("cpu")
 
 
-def tiny(kind="hunyuan", **changes):
-    network, config, extra = {**MODELS, **OLDER}[kind]
-    shape = {name: value for name, value in SHAPE.items() if kind in MODELS or name != "num_key_value_heads"}
+def older(kind, **changes):
+    """A model of a kind that knows no groups of heads."""
+    network, config, extra = OLDER[kind]
     torch.manual_seed(0)
+    shape = {name: value for name, value in SHAPE.items() if name != "num_key_value_heads"}
     return network(config(**{**shape, **extra, **changes})).eval()
 
 
-TINY = {kind: tiny(kind) for kind in MODELS}
-
-
 def catalog(seed, ads):
-    """The trie of some of the 60 S-IDs of 4 x 5 x 3 codes."""
-    every = torch.tensor(list(itertools.product(*(range(len(tokens)) for tokens in TOKENS))))
-    chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:ads]
-    return tries.build(every[chosen.sort().values])
+    return tries.build(torch.tensor(tiny_models.catalog(seed, ads)))
 
 
 def prompts(seed, lengths, side="right"):
-    generator, width = torch.Generator().manual_seed(seed), max(lengths)
-    ids, mask = torch.zeros(len(lengths), width, dtype=torch.int64), torch.zeros(len(lengths), width, dtype=torch.int64)
-    for row, length in enumerate(lengths):
-        at = slice(0, length) if side == "right" else slice(width - length, width)
-        ids[row, at], mask[row, at] = torch.randint(0, TEXT, (length,), generator=generator), 1
-    return ids, mask
+    return padded(tiny_models.prompts(seed, lengths), side)
 
 
 def some_filter(trie, users, seen, seed):
@@ -172,7 +133,7 @@ def test_the_model_keeps_its_attention():
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", OLDER)
 def test_models_whose_settings_know_no_groups_of_heads_are_searched(kind, attention):
-    model = tiny(kind)
+    model = older(kind)
     assert not hasattr(model.config, "num_key_value_heads")
     model.set_attn_implementation(attention)
     assert_as_beam_search(model, *prompts(2, [7, 3]), catalog(1, 30))
@@ -220,7 +181,7 @@ def test_a_copy_from_the_host_is_a_step_there():
 def test_the_search_takes_no_step_on_the_host(kind, normalizer, attention):
     """On the device `meta` there are shapes and no numbers: whatever asks for a number, or leaves it, fails."""
     meta, trie = torch.device("meta"), catalog(1, 40)
-    model = tiny(kind).to(meta)
+    model = (older(kind) if kind in OLDER else tiny(kind)).to(meta)
     model.set_attn_implementation(attention)
     search = static(model, trie, normalizer=normalizer)
     search.device = meta
