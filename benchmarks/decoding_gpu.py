@@ -221,7 +221,8 @@ def step_of_the_search(scale: "Scale", device: "torch.device") -> Iterator[Figur
     from benchmarks import beam_peers as peers
     from benchmarks import gpu
     from leadre.catalog.trie import move
-    from leadre.decoding.kernels import branches, log_normalizer, select
+    from leadre.decoding.branches import branches
+    from leadre.decoding.kernels import log_normalizer, select
     from leadre.decoding.selection import Frontier
 
     vocabulary, width = scale.qwen["vocab_size"], scale.wide_beams

@@ -16,11 +16,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from leadre.catalog.trie import Trie, move
 from leadre.decoding import kernels
 from leadre.decoding.beam_search import Beams, best_first, logits_of
+from leadre.decoding.branches import Branches, branches
 from leadre.decoding.cache import roomy_cache
 from leadre.decoding.checks import check_catalog, check_prompts, head_of, level_widths
 from leadre.decoding.config import Normalizer
 from leadre.decoding.filters import NO_KEY, Filter, check
-from leadre.decoding.kernels import Branches, branches, log_normalizer, select
+from leadre.decoding.kernels import log_normalizer, select
 from leadre.decoding.selection import Frontier
 
 LENGTH_STEP = 64

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from leadre.decoding.branches import Branches
 from leadre.decoding.filters import Filter
-from leadre.decoding.kernels import Branches
 from leadre.decoding.selection import Frontier
 
 _LARGEST_BLOCK = 1024

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from leadre.catalog import trie as tries
 from leadre.decoding import filters, kernels, selection
+from leadre.decoding.branches import branches
 from leadre.decoding.selection import Frontier
 
 SIZES = (4, 6, 5)
@@ -29,7 +30,7 @@ class Step:
         users, beams, ads = self.upto(most_users), self.upto(most_beams), self.upto(len(EVERY))
         sids = EVERY[torch.randperm(len(EVERY), generator=self.generator)[:ads].sort().values]
         self.trie = tries.build(sids)
-        self.branches = kernels.branches(self.trie)[level]
+        self.branches = branches(self.trie)[level]
         self.level, self.normalizer = level, normalizer
         above = 1 if level == 0 else len(self.trie.codes[level - 1])
         beams = min(beams, above)
@@ -96,7 +97,7 @@ class Step:
 def test_the_best_of_three_by_hand():
     """The root's codes 0, 1 and 2 have the logits 0, log 2 and log 5: probabilities 1/8, 2/8 and 5/8."""
     trie = tries.build(torch.tensor([[0], [1], [2]]))
-    (level,) = kernels.branches(trie)
+    (level,) = branches(trie)
     root = Frontier(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64))
     logits = torch.tensor([[1.0, 2.0, 5.0]]).log()
     norms = kernels.log_normalizer(logits, root.nodes, level, "trie")
@@ -109,7 +110,7 @@ def test_the_best_of_three_by_hand():
 
 def test_a_certain_code_costs_nothing_whatever_its_logit():
     trie = tries.build(torch.tensor([[0, 0], [1, 0], [1, 1]]))
-    level = kernels.branches(trie)[1]
+    level = branches(trie)[1]
     beams = Frontier(torch.tensor([[0, 1]]), torch.tensor([[-1.0, -2.0]]), torch.zeros(1, 2, dtype=torch.int64))
     logits = torch.tensor([[-torch.inf, 3.0], [0.0, 0.0]])
     norms = kernels.log_normalizer(logits, beams.nodes, level, "trie")
@@ -120,7 +121,7 @@ def test_a_certain_code_costs_nothing_whatever_its_logit():
 
 def test_nan_is_always_kept():
     trie = tries.build(torch.tensor([[0], [1], [2]]))
-    (level,) = kernels.branches(trie)
+    (level,) = branches(trie)
     root = Frontier(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64))
     found = kernels.select(
         torch.tensor([[0.0, torch.nan, 1.0]]), torch.zeros(1), root, level, first_code=0, beam_width=1
@@ -140,7 +141,7 @@ def test_a_row_without_a_possible_code_has_a_finite_normalizer_and_nan_stays():
 @pytest.mark.parametrize("normalizer", ["full", "level", "trie"])
 def test_where_no_code_is_possible_there_is_no_candidate(normalizer):
     trie = tries.build(torch.tensor([[0], [1]]))
-    (level,) = kernels.branches(trie)
+    (level,) = branches(trie)
     root = Frontier(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64))
     logits = torch.full((1, 2), -torch.inf)
     norms = kernels.log_normalizer(logits, root.nodes, level, normalizer)
