@@ -88,10 +88,9 @@ def generate_next_n(
         found: list[_Found] = []
         for _ in range(next_n):
             beams, current = _restarted(beams, ads, open_ads, trie)
-            origin = torch.arange(ads.shape[1], device=users.device).expand(len(users), -1)
             for level in range(len(widths)):
                 beams = step(head, reading, beams, trie, level, sid_tokens, widths[level], normalizer, current)
-                origin = origin.gather(1, beams.frontier.parents)
+            origin = beams.rows % ads.shape[1]  # the filter's row tells which beam of n ads each one continues
             earlier = ads.gather(1, origin[..., None].expand(-1, -1, ads.shape[2]))
             ads = torch.cat([earlier, beams.frontier.nodes[..., None]], 2)  # nodes of the last level are catalog rows
             found.append(_padded(ads, beams.frontier.scores, widths[-1]))

@@ -134,7 +134,7 @@ def _generate(
             _make_missing(job, plan, shards_to_make, ray_actors)
         seconds = time.monotonic() - start
         cpu_seconds = time.process_time() - cpu_start
-        summary = _summary(job, plan, made=plan.about["users"] - before, seconds=seconds, cpu_seconds=cpu_seconds)
+        summary = _summary(job, plan, ads, made=plan.about["users"] - before, seconds=seconds, cpu_seconds=cpu_seconds)
         if plan.about["filters"] != _filters(config):
             raise ValueError(
                 "decoding.filters changed while lists were made: give each day a folder of its own, and start again"
@@ -191,9 +191,8 @@ def _make_missing(job: Job, plan: Plan, share: Sequence[int], ray_actors: int | 
             pace.made(len(plan.shards[shard]))
 
 
-def _summary(job: Job, plan: Plan, *, made: int, seconds: float, cpu_seconds: float) -> dict[str, Any]:
+def _summary(job: Job, plan: Plan, ads: pl.Series, *, made: int, seconds: float, cpu_seconds: float) -> dict[str, Any]:
     """What is in the written parts, read one at a time, and how fast this run made its share of them."""
-    ads = tables.read(tables.SIDS, job.catalog / "sids.parquet")["ad_id"]
     counted: Counter[str] = Counter()
     filtered: Counter[str] = Counter()
     for shard, users in enumerate(plan.shards):
