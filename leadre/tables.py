@@ -83,6 +83,10 @@ CONTENTS = Table("contents", {"item_id": _TEXT, "title": _MAYBE_TEXT, "category"
 BEHAVIORS = Table("behaviors", {"user_id": _TEXT, "item_id": _TEXT, "domain": _TEXT, "action": _TEXT, "time": _TIME})
 """One row a positive behavior, sorted by user and time. ``domain`` is ``ad`` (item_id is an ad_id) or ``content``."""
 
+NEGATIVES = Table("negatives", dict(BEHAVIORS.columns))
+"""One row a negative feedback, sorted by user and time: an ad shown and not clicked (action ``no_click``), a content
+skipped, whatever the platform counts as such. Its columns are those of ``behaviors``."""
+
 IMPRESSIONS = Table(
     "impressions",
     {
@@ -134,6 +138,30 @@ PROMPTS = Table(
     {"user_id": _TEXT} | {name: PAIRS.columns[name] for name in ("head", "lead", "behaviors", "tail")},
 )
 """One row a user that a list is made for: a prompt as in PAIRS, without a response."""
+
+PREFERENCES = Table(
+    "preferences",
+    {
+        "user_id": _TEXT,
+        "chosen_ad": _TEXT,
+        "rejected_ad": _TEXT,
+        "chosen_ecpm": Column(pl.Float64()),
+        "rejected_ecpm": Column(pl.Float64()),
+        "chosen_source": _TEXT,
+        "rejected_source": _TEXT,
+        "divergence": _INT,
+    },
+)
+"""One row a pair of a user's plausible ads, the one of higher ECPM chosen; sorted by user, chosen and rejected ad. A
+source is ``click``, ``shown`` (both from the log) or ``beam`` (the model's own). ``divergence`` is the number of
+leading codes that the two S-IDs share."""
+
+LTR_USERS = Table("ltr_users", {"user_id": _TEXT, "role": _TEXT})
+"""One row a user: ``train`` if the ranker of the other retrieval strategy learned from it, ``label`` if LTRR is
+measured on it; nobody is both."""
+
+VALUES = Table("values", {"user_id": _TEXT, "ad_id": _TEXT, "value": Column(pl.Float64())})
+"""One row a user and an ad of a list: the ECPM that showing it is expected to earn."""
 
 LISTS = Table("lists", {"user_id": _TEXT, "rank": _INT, "ad_id": _TEXT, "score": Column(pl.Float64())})
 """One row a recommended ad: ranks 1..K a user, no ad twice in a list."""

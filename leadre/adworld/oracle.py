@@ -11,7 +11,7 @@ from leadre import tables
 from leadre.adworld.auction import Pools, pools, quote, tower_categories
 from leadre.adworld.catalog import Catalog
 from leadre.adworld.config import ExposureConfig, WorldConfig
-from leadre.adworld.response import base_click_logit, intent_click_logit, sigmoid
+from leadre.adworld.response import click_probability
 from leadre.adworld.state import State, select_users
 from leadre.adworld.users import Users
 
@@ -77,11 +77,10 @@ def choice_probability(
     user, ad = np.arange(len(chunk))[:, None], np.arange(catalog.num_ads)[None, :]
     fit = np.asarray(state.vector @ catalog.vector.T)
     view = quote(state, catalog, few, user, ad, fit, config=config)
-    logit = base_click_logit(state, catalog, user, ad, fit, config=config)
-    logit = logit + intent_click_logit(state, catalog, user, ad, config=config)
+    clicked = click_probability(state, catalog, user, ad, fit, config=config)
     towers = tower_categories(state.logits, pool, config.exposure.two_tower_sharpness)
     within = towers[:, catalog.category] * pool.within
-    chance = exposure(view.log_score, within, pool, config=config.exposure) * sigmoid(logit)
+    chance = exposure(view.log_score, within, pool, config=config.exposure) * clicked
     return np.asarray(chance / chance.sum(axis=1, keepdims=True), dtype=np.float64)
 
 

@@ -62,10 +62,33 @@ def conversion_logit(
 ) -> Floats:
     """The logit of a conversion given a click: fit, and the gap between price and consumption level.
 
-    The part of the intent is added by the caller, for the ranker does not know it.
+    It is without the part of the intent, which the ranker does not know.
     """
     gap = np.abs(catalog.price[ad] - users.consumption[user])
     return np.asarray(config.intercept + config.fit * fit - config.price_gap * gap, dtype=np.float32)
+
+
+def click_probability(
+    state: State, catalog: Catalog, user: Ints, ad: Ints, fit: Floats, *, config: WorldConfig
+) -> Floats:
+    """The truth that clicks are drawn with: the intent included."""
+    logit = base_click_logit(state, catalog, user, ad, fit, config=config)
+    return sigmoid(logit + intent_click_logit(state, catalog, user, ad, config=config))
+
+
+def conversion_probability(
+    state: State,
+    catalog: Catalog,
+    users: Users,
+    user: Ints,
+    ad: Ints,
+    fit: Floats,
+    *,
+    config: ConversionsConfig,
+) -> Floats:
+    """The truth that conversions are drawn with, given a click: the intent included."""
+    logit = conversion_logit(state, catalog, users, user, ad, fit, config=config)
+    return sigmoid(logit + np.float32(config.intent) * (catalog.category[ad] == state.intent[user]))
 
 
 def sigmoid(logit: Floats) -> Floats:

@@ -1,7 +1,7 @@
 """Simulate a display-ad world day by day (the synthetic data behind the quick start and every test)."""
 
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -21,10 +21,11 @@ from leadre.adworld.contents import (
     library,
 )
 from leadre.adworld.oracle import oracle_lists
-from leadre.adworld.response import base_click_logit, conversion_logit, intent_click_logit, sigmoid
-from leadre.adworld.state import State, begin, copy_users, next_day, tire
+from leadre.adworld.response import click_probability, conversion_probability
+from leadre.adworld.state import State, begin, copy_users, next_day, select_users, tire
 from leadre.adworld.streams import stream
 from leadre.adworld.users import Users, draw_users, user_ids, users_frame
+from leadre.adworld.worth import Hidden, pack
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class World(NamedTuple):
     """LISTS: see `leadre.adworld.oracle.oracle_lists`."""
     truth: pl.DataFrame
     """Row for row with impressions: ``click_probability`` (true) and ``price`` (paid a thousand impressions)."""
+    hidden: dict[str, NDArray[Any]]
+    """`leadre.adworld.worth.Hidden` of the users that the oracle ranks for, as arrays to keep."""
 
 
 class _Day(NamedTuple):
@@ -92,6 +95,15 @@ def simulate(config: WorldConfig, seed: int) -> World:
     asked = np.flatnonzero(counts >= MIN_AD_BEHAVIORS)
     oracle = oracle_lists(moments, moment_day, catalog, users, asked, config=config, names=names)
     impressions, truth = _impressions(days, names)
+    hidden = Hidden(
+        config=config,
+        state=select_users(moments, asked),
+        day=moment_day[asked],
+        users=Users._make(field[asked] for field in users),
+        catalog=catalog,
+        user_ids=names[1][asked],
+        ad_ids=names[0],
+    )
     log.info("simulated %s users, %s ads, %s behaviors", users.num_users, catalog.num_ads, len(behaviors))
     return World(
         ads=ads_frame(catalog, config.ads, config.days, seed),
@@ -101,6 +113,7 @@ def simulate(config: WorldConfig, seed: int) -> World:
         impressions=impressions,
         oracle=oracle,
         truth=truth,
+        hidden=pack(hidden),
     )
 
 
@@ -121,9 +134,7 @@ def _live(
     user = np.repeat(np.arange(users.num_users), rng.poisson(mean))
     pool = pools(catalog, day)
     shown = show(state, catalog, users, pool, user, config=config, rng=stream(seed, "auction", day))
-    logit = base_click_logit(state, catalog, user, shown.ad, shown.fit, config=config)
-    logit = logit + intent_click_logit(state, catalog, user, shown.ad, config=config)
-    probability = sigmoid(logit).astype(np.float64)
+    probability = click_probability(state, catalog, user, shown.ad, shown.fit, config=config).astype(np.float64)
     clicked = stream(seed, "clicks", day).random(len(user)) < probability
     read = browse(state, users, habits, books, config=config.contents, seed=seed, day=day)
     time = _distinct_times(np.concatenate([user, read.user]), stream(seed, "times", day)) + day * DAY
@@ -148,10 +159,9 @@ def _conversions(
     """Rows of ``shown`` that convert, and the delay in seconds, odd so that it meets no other behavior."""
     rows = np.flatnonzero(clicked)
     user, ad, fit = shown.user[rows], shown.ad[rows], shown.fit[rows]
-    logit = conversion_logit(state, catalog, users, user, ad, fit, config=config.conversions)
-    logit = logit + np.float32(config.conversions.intent) * (catalog.category[ad] == state.intent[user])
+    probability = conversion_probability(state, catalog, users, user, ad, fit, config=config.conversions)
     rng = stream(seed, "conversions", day)
-    converted = rng.random(len(rows)) < sigmoid(logit)
+    converted = rng.random(len(rows)) < probability
     hours = config.conversions.delay_hours * np.exp(config.conversions.delay_spread * rng.standard_normal(len(rows)))
     seconds = 1 + 2 * np.rint(hours * 1800).astype(np.int64)
     return rows[converted], seconds[converted]

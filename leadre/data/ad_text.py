@@ -1,6 +1,5 @@
 """Text of an ad: the feature mapping rule (LEADRE 3.2), and the cleaning of text that came from outside."""
 
-import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,11 +9,14 @@ MAX_CHARACTERS = 512
 """Imported text is cut to this length. Our choice: four times the longest title of the bundled sources."""
 
 # White-space controls and line separators part words, so they become a space. What is left of the controls, and the
-# characters that reorder or hide text, say nothing. The joiners U+200C and U+200D stay: scripts and emoji need them.
+# characters that reorder or hide text (bidi marks, tags that spell invisible words), say nothing to a person, but would
+# to a model. The joiners U+200C and U+200D stay: scripts and emoji need them.
 _BREAKS = r"[\t\n\x0b\x0c\r\x1c-\x1f\x{85}\x{2028}\x{2029}]"
-_HIDDEN = r"[\x00-\x1f\x7f-\x{9f}\x{61c}\x{200e}\x{200f}\x{202a}-\x{202e}\x{2066}-\x{2069}\x{feff}]"
+_HIDDEN = (
+    r"[\x00-\x1f\x7f-\x{9f}\x{61c}\x{200e}\x{200f}\x{202a}-\x{202e}\x{2066}-\x{206f}\x{feff}"
+    r"\x{fff9}-\x{fffb}\x{e0000}-\x{e007f}]"
+)
 _EDGES = r"^\s+|\s+$"
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 _CLAUSES = {
     "en": (
@@ -59,19 +61,40 @@ def cleaned(text: pl.Expr) -> pl.Expr:
     r"""Text from outside made safe to show and compare: NFC, no control, NUL or bidi characters, capped.
 
     Line breaks and tabs become spaces; spaces at the ends go. Cleaning clean text changes nothing; null stays null.
-    A polars column cannot hold surrogates: `without_surrogates` comes first.
+    A polars column cannot hold surrogates: `paired_surrogates` comes first.
 
     Example:
         >>> pl.select(cleaned(pl.lit(" cafe\u0301\x00\tbar\u202e "))).item()
         'café bar'
     """
-    visible = text.str.replace_all(_BREAKS, " ").str.replace_all(_HIDDEN, "").str.normalize("NFC")
-    return visible.str.replace_all(_EDGES, "").str.slice(0, MAX_CHARACTERS).str.replace_all(r"\s+$", "")
+    return _visible(text).str.slice(0, MAX_CHARACTERS).str.replace_all(r"\s+$", "")
 
 
-def without_surrogates(text: str) -> str:
-    """Text that UTF-8 can hold: a pair of surrogates becomes its character, a lone one NUL, which no clean text has."""
-    if not _SURROGATES.search(text):
+def num_cut(text: pl.Expr) -> pl.Expr:
+    r"""How many texts `cleaned` cuts to `MAX_CHARACTERS`.
+
+    Example:
+        >>> pl.DataFrame({"text": ["x" * 513, "x" * 512 + "\n", None]}).select(num_cut(pl.col("text"))).item()
+        1
+    """
+    long = text.filter(text.str.len_bytes() > MAX_CHARACTERS)  # normal form C has no more characters than that
+    return (_visible(long).str.len_chars() > MAX_CHARACTERS).sum()
+
+
+def paired_surrogates(text: str) -> str:
+    """Text that UTF-8 can hold: a pair of surrogates, as JSON escapes an emoji, becomes its character.
+
+    Raises:
+        ValueError: If a surrogate has no partner: no file can say which character it was to be.
+    """
+    if text.isascii():
         return text
-    paired = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
-    return _SURROGATES.sub("\0", paired)
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError as error:
+        raise ValueError("a surrogate without its partner, which is half a character") from error
+
+
+def _visible(text: pl.Expr) -> pl.Expr:
+    visible = text.str.replace_all(_BREAKS, " ").str.replace_all(_HIDDEN, "").str.normalize("NFC")
+    return visible.str.replace_all(_EDGES, "")

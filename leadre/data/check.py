@@ -1,19 +1,22 @@
 """The rules that a world must keep, whatever source it came from; rows that break one go to quarantine."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import polars as pl
+from numpy.typing import NDArray
 
 from leadre import tables
 from leadre.data import quarantine
-from leadre.data.ad_text import cleaned
+from leadre.data.ad_text import cleaned, num_cut
 from leadre.data.quarantine import FILE, LINE
 
 ADS = tables.Table("ads", {name: column for name, column in tables.ADS.columns.items() if name != "description"})
 """The ADS table as sources give it: without the description, which is made of the features."""
 
 IDS = frozenset({"ad_id", "user_id", "item_id"})
+NOT_CLICKED = "no_click"
+"""The action of an impression that was not clicked, as negative feedback."""
 _NAMED = ("name", "product_type", "first_category", "second_category")
 
 
@@ -23,8 +26,10 @@ class Found(NamedTuple):
     Attributes:
         refused: The quarantine table of rows that never became one of a table.
         totals: File -> its number of rows, good and bad.
+        negatives: Negative feedback that the source names; `check` adds what impressions tell. None: it names none.
         latest: UTC seconds; a later behavior is refused. None: no such rule.
         oracle: LISTS by the true probability of being the next ad clicked; simulated worlds alone have one.
+        hidden: The state behind a simulated world, by name.
     """
 
     ads: pl.DataFrame
@@ -34,19 +39,23 @@ class Found(NamedTuple):
     impressions: pl.DataFrame
     refused: pl.DataFrame
     totals: Mapping[str, int]
+    negatives: pl.DataFrame | None = None
     latest: int | None = None
     oracle: pl.DataFrame | None = None
+    hidden: Mapping[str, NDArray[Any]] | None = None
 
 
 class Checked(NamedTuple):
-    """Tables as declared (ads without description), and all refused rows."""
+    """Tables as declared (ads without description), all refused rows, and the number of texts cut, by table.column."""
 
     ads: pl.DataFrame
     users: pl.DataFrame
     contents: pl.DataFrame
     behaviors: pl.DataFrame
+    negatives: pl.DataFrame
     impressions: pl.DataFrame
     refused: pl.DataFrame
+    cut: Mapping[str, int]
 
 
 def with_origin(frame: pl.DataFrame, file: str) -> pl.DataFrame:
@@ -60,51 +69,92 @@ def empty(table: tables.Table) -> pl.DataFrame:
 
 
 def check(found: Found, *, distinct: bool) -> Checked:
-    """Clean all text, sift every table by its rules, and give each user of a behavior a row of `users`.
+    """Clean all text, sift every table by its rules, and give each user who did anything a row of `users`.
 
     Args:
         found: What an importer found.
-        distinct: Whether a behavior or impression that equals an earlier one is a fault; a source in which two
-            events may look alike says no.
+        distinct: Whether a behavior, negative or impression that equals an earlier one is a fault; a source in which
+            two events may look alike says no.
     """
-    ads, bad_ads = _sifted(found.ads, ADS, _ad_rules())
-    users, bad_users = _sifted(found.users, tables.USERS, _key_rules("user_id"))
-    contents, bad_contents = _sifted(found.contents, tables.CONTENTS, _key_rules("item_id"))
-    behaviors, bad_behaviors = _sifted(
-        found.behaviors,
-        tables.BEHAVIORS,
-        {**_behavior_rules(ads, contents), **_time_rules(found.latest), **_twin_rules(tables.BEHAVIORS, distinct)},
+    given = {
+        "ads": found.ads,
+        "users": found.users,
+        "contents": found.contents,
+        "behaviors": found.behaviors,
+        "negatives": empty(tables.NEGATIVES) if found.negatives is None else found.negatives,
+        "impressions": found.impressions,
+    }
+    ads, bad_ads = _sifted(given["ads"], ADS, _ad_rules())
+    users, bad_users = _sifted(given["users"], tables.USERS, _key_rules("user_id"))
+    contents, bad_contents = _sifted(given["contents"], tables.CONTENTS, _key_rules("item_id"))
+    of_behaviors = _behavior_rules(ads, contents) | _time_rules(found.latest) | _twin_rules(tables.BEHAVIORS, distinct)
+    behaviors, bad_behaviors = _sifted(given["behaviors"], tables.BEHAVIORS, of_behaviors)
+    named, bad_negatives = _sifted(given["negatives"], tables.NEGATIVES, of_behaviors)
+    users = _with_all_users(users, pl.concat([behaviors, named]))
+    of_impressions = (
+        _impression_rules(ads, users) | _time_rules(found.latest) | _twin_rules(tables.IMPRESSIONS, distinct)
     )
-    users = _with_all_users(users, behaviors)
-    impressions, bad_impressions = _sifted(
-        found.impressions,
-        tables.IMPRESSIONS,
-        {**_impression_rules(ads, users), **_time_rules(found.latest), **_twin_rules(tables.IMPRESSIONS, distinct)},
+    impressions, bad_impressions = _sifted(given["impressions"], tables.IMPRESSIONS, of_impressions)
+    return Checked(
+        ads,
+        users,
+        contents,
+        behaviors=behaviors.sort("user_id", "time", maintain_order=True),
+        negatives=_all_negatives(named, impressions).sort("user_id", "time", maintain_order=True),
+        impressions=impressions,
+        refused=pl.concat(
+            [found.refused, bad_ads, bad_users, bad_contents, bad_behaviors, bad_negatives, bad_impressions]
+        ),
+        cut={name: number for table, frame in given.items() for name, number in _cut(table, frame) if number},
     )
-    refused = pl.concat([found.refused, bad_ads, bad_users, bad_contents, bad_behaviors, bad_impressions])
-    return Checked(ads, users, contents, behaviors.sort("user_id", "time", maintain_order=True), impressions, refused)
 
 
 def _sifted(
     frame: pl.DataFrame, table: tables.Table, rules: Mapping[str, pl.Expr]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    good, refused = quarantine.sift(frame.with_columns(_cleaned_columns(table)), rules)
+    good, refused = quarantine.sift(frame.with_columns(_cleaned_columns(frame)), rules)
     return good.select(list(table.columns)), refused
 
 
-def _cleaned_columns(table: tables.Table) -> list[pl.Expr]:
+def _cleaned_columns(frame: pl.DataFrame) -> list[pl.Expr]:
     """Features in clean text, null where nothing is left; ids stay as they are, since a changed id is another one."""
     columns = []
-    for name, column in table.columns.items():
-        if name in IDS:
-            continue
-        if column.dtype == pl.String():
+    for name in _texts(frame):
+        if frame.schema[name] == pl.String():
             text = cleaned(pl.col(name))
             columns.append(pl.when(text != "").then(text).alias(name))
-        elif column.dtype == pl.List(pl.String()):
+        else:
             kept = pl.col(name).list.eval(cleaned(pl.element())).list.eval(pl.element().filter(pl.element() != ""))
             columns.append(kept)
     return columns
+
+
+def _cut(table: str, frame: pl.DataFrame) -> Iterator[tuple[str, int]]:
+    """The number of texts that cleaning cuts in each column of a table."""
+    for name in _texts(frame):
+        texts = frame[name] if frame.schema[name] == pl.String() else frame[name].explode()
+        yield f"{table}.{name}", texts.to_frame().select(num_cut(pl.col(name))).item()
+
+
+def _texts(frame: pl.DataFrame) -> list[str]:
+    """The columns of text and of lists of text, ids left out."""
+    return [
+        name
+        for name, dtype in frame.schema.items()
+        if dtype in (pl.String(), pl.List(pl.String())) and name not in IDS | {FILE, LINE}
+    ]
+
+
+def _all_negatives(named: pl.DataFrame, impressions: pl.DataFrame) -> pl.DataFrame:
+    """Negative feedback that the source names, and every impression that was not clicked, unless it is named too."""
+    shown = impressions.filter(~pl.col("clicked")).select(
+        "user_id",
+        pl.col("ad_id").alias("item_id"),
+        pl.lit("ad").alias("domain"),
+        pl.lit(NOT_CLICKED).alias("action"),
+        "time",
+    )
+    return pl.concat([named, shown.join(named, on=named.columns, how="anti", maintain_order="left")])
 
 
 def _id_rules(*names: str) -> dict[str, pl.Expr]:

@@ -13,7 +13,7 @@ import polars as pl
 
 from leadre import tables
 from leadre.data import quarantine
-from leadre.data.ad_text import without_surrogates
+from leadre.data.ad_text import paired_surrogates
 from leadre.data.quarantine import FILE, LINE
 
 MAX_LINE_BYTES = 1_000_000
@@ -186,18 +186,18 @@ def _json_cells(text: str, table: tables.Table) -> Cells:
     record = json.loads(text)
     if not isinstance(record, dict):
         raise ValueError("the line is no JSON object")
-    return {without_surrogates(name): _json_cell(name, value, table) for name, value in record.items()}
+    return {paired_surrogates(name): _json_cell(name, value, table) for name, value in record.items()}
 
 
 def _json_cell(name: str, value: object, table: tables.Table) -> str | None:
     if value is None:
         return None
     if isinstance(value, str):
-        return without_surrogates(value)
+        return paired_surrogates(value)
     is_list = name in table.columns and isinstance(table.columns[name].dtype, pl.List)
     if isinstance(value, dict) or (isinstance(value, list) and not is_list):
         raise ValueError(f"{name} holds {type(value).__name__} where one value must stand")
-    return without_surrogates(json.dumps(value, ensure_ascii=False))
+    return paired_surrogates(json.dumps(value, ensure_ascii=False))
 
 
 def _broken(error: Exception) -> str:

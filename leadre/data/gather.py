@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import assert_never
 
 import polars as pl
+from safetensors.numpy import save_file
 
 from leadre import tables
 from leadre.data import quarantine
@@ -16,17 +17,18 @@ from leadre.data.importers import amazon_beauty, completejourney, synthetic
 from leadre.data.importers import tables as own_tables
 from leadre.data.split import leave_one_out
 
-VERSION = 2
+VERSION = 3
 
 log = logging.getLogger(__name__)
 
 
 def gather(config: DataConfig, *, out: Path) -> None:
-    """Import a world and write ads, users, contents, behaviors, impressions and split; world.json tells the counts.
+    """Import a world and write its tables and split; world.json tells the counts.
 
     ``quarantine.jsonl`` holds every refused row; it is written before the limit is checked, so that it is there to
-    look at when the run stops. A simulated world also has ``oracle.parquet``:
-    for each tested user the ads by the true probability of being the next ad clicked, exposure x click.
+    look at when the run stops. ``negatives.parquet`` holds the negative feedback that the source names, and every
+    impression that was not clicked. A simulated world also has ``oracle.parquet``: for each tested user the ads by
+    the true probability of being the next ad clicked, exposure x click; and ``hidden.safetensors``: the state behind.
     A world without behaviors, or without a user to be tested, is told of and let through: its ads can be indexed.
 
     Raises:
@@ -53,12 +55,15 @@ def gather(config: DataConfig, *, out: Path) -> None:
     tables.write(tables.USERS, world.users, out / "users.parquet")
     tables.write(tables.CONTENTS, world.contents, out / "contents.parquet")
     tables.write(tables.BEHAVIORS, world.behaviors, out / "behaviors.parquet")
+    tables.write(tables.NEGATIVES, world.negatives, out / "negatives.parquet")
     tables.write(tables.IMPRESSIONS, world.impressions, out / "impressions.parquet")
     tables.write(tables.SPLIT, split, out / "split.parquet")
     if found.oracle is not None:
         tested = split.filter(pl.col("role") == "test")
         oracle = found.oracle.join(tested, on="user_id", how="semi", maintain_order="left")
         tables.write(tables.LISTS, oracle, out / "oracle.parquet")
+    if found.hidden is not None:
+        save_file(dict(found.hidden), out / "hidden.safetensors")
     told = {"name": config.kind, "language": config.language, **_counts(found, world, split)}
     (out / "world.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     log.info("%s: %s; refused rows: %s", config.kind, told["counts"], world.refused.height)
@@ -93,6 +98,7 @@ def _described(ads: pl.DataFrame, language: Language) -> pl.DataFrame:
 def _counts(found: Found, world: Checked, split: pl.DataFrame) -> dict[str, object]:
     tested = split.filter(pl.col("role") == "test").height
     ad_behaviors = world.behaviors.filter(pl.col("domain") == "ad").height
+    ad_negatives = world.negatives.filter(pl.col("domain") == "ad").height
     return {
         "counts": {
             "ads": world.ads.height,
@@ -100,10 +106,13 @@ def _counts(found: Found, world: Checked, split: pl.DataFrame) -> dict[str, obje
             "contents": world.contents.height,
             "ad_behaviors": ad_behaviors,
             "content_behaviors": world.behaviors.height - ad_behaviors,
+            "ad_negatives": ad_negatives,
+            "content_negatives": world.negatives.height - ad_negatives,
             "impressions": world.impressions.height,
         },
         "read": dict(found.totals),
         "quarantined": quarantine.by_reason(world.refused),
+        "cut_texts": dict(world.cut),
         "users_with_test": tested,
         "users_without_test": world.behaviors["user_id"].n_unique() - tested,
         "ad_behaviors_at_the_time_of_valid": ad_behaviors - split.height,

@@ -49,7 +49,7 @@ def tell(frame: pl.DataFrame, reasons: pl.Series) -> pl.DataFrame:
 
 def write(refused: pl.DataFrame, path: Path) -> None:
     """Write the table as JSON Lines; ``row`` becomes an object where it can be parsed."""
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:  # half a character stays JSON's escape
         for where, line, reason, row in refused.sort(FILE, LINE, maintain_order=True).iter_rows():
             known = {"file": where, "line": line, "reason": reason, "row": _parsed(row)}
             file.write(json.dumps(known, ensure_ascii=False) + "\n")

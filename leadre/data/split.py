@@ -1,10 +1,15 @@
 """The split of behaviors in time, and the history that a target may see (LEADRE 5.1.1)."""
 
+import numpy as np
 import polars as pl
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from leadre import tables
 
 DAY = 86_400
+
+Ints = NDArray[np.int64]
 
 
 def leave_one_out(behaviors: pl.DataFrame, *, min_ads: int) -> pl.DataFrame:
@@ -57,31 +62,31 @@ def histories(behaviors: pl.DataFrame, targets: pl.DataFrame, window_days: int) 
         and time, behaviors of the same time in the table's order. A target without history has no rows.
 
     Raises:
-        ValueError: If ``window_days`` is below 1.
+        ValueError: If ``window_days`` is below 1, or if times lie absurdly far apart.
     """
     if window_days < 1:
         raise ValueError(
             f"window_days is {window_days}, but a history needs some time before its target: use at least 1"
         )
-    ordered = behaviors.sort("user_id", "time", maintain_order=True)
-    starts = _places(ordered, targets["user_id"], targets["time"] - window_days * DAY)
-    ends = _places(ordered, targets["user_id"], targets["time"])
-    spans = pl.DataFrame({"start": starts, "end": ends}).with_row_index("target")
-    taken = spans.filter(pl.col("start") < pl.col("end")).select(
-        pl.col("target").cast(pl.Int64), pl.int_ranges("start", "end").alias("row")
-    )
-    taken = taken.explode("row")
-    rows = ordered.select("item_id", "domain", "action", "time")[taken["row"]]
-    return pl.concat([taken.select("target"), rows], how="horizontal")
-
-
-def _places(ordered: pl.DataFrame, users: pl.Series, times: pl.Series) -> pl.Series:
-    """For each (user, time) the number of behaviors that come before it, those of the same user and time excluded."""
-    asked = pl.DataFrame({"user_id": users, "time": times}).with_row_index("row").with_columns(given=pl.lit(0))
-    known = ordered.select(pl.lit(None, dtype=pl.UInt32()).alias("row"), "user_id", "time", given=pl.lit(1))
-    # Sorted together, the asked before the given at equal times: the running count of the given is the place.
-    merged = pl.concat(
-        [asked.select("user_id", "time", "given", "row"), known.select("user_id", "time", "given", "row")]
-    )
-    placed = merged.sort("user_id", "time", "given").with_columns(pl.col("given").cum_sum().cast(pl.Int64))
-    return placed.filter(pl.col("row").is_not_null()).sort("row")["given"]
+    users = behaviors["user_id"].to_arrow().dictionary_encode()
+    asking = pc.fill_null(pc.index_in(targets["user_id"].to_arrow(), users.dictionary), -1)
+    known, unknown = (codes.to_numpy().astype(np.int64) for codes in (users.indices, asking))
+    times, asked = behaviors["time"].to_numpy(), targets["time"].to_numpy()
+    # One number for user and time: those of a user lie together, in the order of time.
+    first, last = (int(times.min()), int(times.max())) if len(times) else (0, 0)
+    width = last - first + 2
+    if len(users.dictionary) * width >= 2**63:
+        raise ValueError(
+            f"time reaches from {first} to {last} in behaviors, too far to tell {len(users.dictionary)} users apart: "
+            "give UTC seconds"
+        )
+    keys = known * width + (times - first)
+    order = pl.DataFrame({"key": keys}).select(pl.arg_sort_by("key", maintain_order=True))["key"].to_numpy()
+    keys = keys[order]
+    spans = [np.clip(bound, first, last + 1) - first for bound in (asked - window_days * DAY, asked)]
+    starts, ends = (np.searchsorted(keys, unknown * width + span) for span in spans)
+    counts = np.maximum(ends - starts, 0)
+    target = np.repeat(np.arange(len(counts)), counts)
+    places = np.arange(len(target)) + np.repeat(starts - np.cumsum(counts) + counts, counts)
+    rows: pl.DataFrame = behaviors.select("item_id", "domain", "action", "time")[order[places]]
+    return rows.insert_column(0, pl.Series("target", target, dtype=pl.Int64))

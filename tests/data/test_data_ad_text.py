@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leadre.data.ad_text import MAX_CHARACTERS, cleaned, describe, without_surrogates
+from leadre.data.ad_text import MAX_CHARACTERS, cleaned, describe
 
 PAPER = (
     "The name of the ad is SAIC Volkswagen-New Energy-ID.3; The product type is Automobile Products; The first-level "
@@ -19,11 +19,11 @@ ID3 = {
     "second_category": "SAIC Volkswagen-New Energy",
     "attributes": ["automobile brand_Volkswagen", "automobile series_Volkswagen ID.3"],
 }
-ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=40)
+ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
 
 
 def clean(text):
-    return pl.select(cleaned(pl.lit(without_surrogates(text)))).item()
+    return pl.select(cleaned(pl.lit(text))).item()
 
 
 def test_the_papers_example_comes_out_byte_for_byte():
@@ -63,8 +63,7 @@ def test_braces_in_a_name_are_text():
         ("a\x00b\x07c", "abc"),
         ("two\r\nlines\tand a tab\u2028", "two  lines and a tab"),
         ("\u202egnp.exe\u202c \u2066x\u2069", "gnp.exe x"),
-        ("\ud800lone\udfff", "lone"),
-        ("\ud83d\ude00", "\U0001f600"),
+        ("safe\U000e0069\U000e0067\ufff9", "safe"),
         ("👩\u200d👧 می\u200cخواهم", "👩\u200d👧 می\u200cخواهم"),
         ("e\x00\u0301", "\u00e9"),
         ("  汉字 \u3000", "汉字"),

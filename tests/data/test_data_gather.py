@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from polars.testing import assert_frame_equal
 from pydantic import TypeAdapter, ValidationError
+from safetensors.numpy import load_file
 
 from leadre import tables
 from leadre.adworld.simulate import simulate
@@ -25,6 +26,7 @@ WRITTEN = {
     "users": tables.USERS,
     "contents": tables.CONTENTS,
     "behaviors": tables.BEHAVIORS,
+    "negatives": tables.NEGATIVES,
     "impressions": tables.IMPRESSIONS,
     "split": tables.SPLIT,
 }
@@ -59,6 +61,7 @@ BEHAVIORS = """\
 {"user_id": "u1", "item_id": "a1", "domain": "ad", "action": "cl\\ud800ick", "time": 50}
 {"user_id": "no\\u0000body", "item_id": "a1", "domain": "ad", "action": "click", "time": 100}
 {"user_id": "u\\ud8001", "item_id": "a1", "domain": "ad", "action": "click", "time": 50}
+{"user_id": "u1", "item_id": "a1", "domain": "ad", "action": "cl\\u0007ick", "time": 50}
 """
 IMPRESSIONS = """\
 user_id,ad_id,time,ecpm,pctr,clicked
@@ -93,8 +96,9 @@ BAD = {
     ("behaviors.jsonl", 13): "no time",
     ("behaviors.jsonl", 14): "time is no whole number",
     ("behaviors.jsonl", 15): "broken JSON",
+    ("behaviors.jsonl", 16): "a surrogate without its partner, which is half a character",
     ("behaviors.jsonl", 17): "user_id has hidden characters, outer spaces, no normal form C, or is too long",
-    ("behaviors.jsonl", 18): "user_id has hidden characters, outer spaces, no normal form C, or is too long",
+    ("behaviors.jsonl", 18): "a surrogate without its partner, which is half a character",
     ("impressions.csv", 3): "exact duplicate",
     ("impressions.csv", 4): "unknown ad",
     ("impressions.csv", 5): "unknown user",
@@ -180,7 +184,7 @@ def test_users_without_a_profile_get_a_row(bad_corpus, tmp_path):
 
 def test_too_many_bad_rows_stop_the_run_and_leave_the_quarantine(bad_corpus, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match=r"of the 18 rows of behaviors\.jsonl are bad, mostly") as told:
+    with pytest.raises(ValueError, match=r"of the 19 rows of behaviors\.jsonl are bad, mostly") as told:
         gathered(own(bad_corpus, max_bad_share=0.5), out)
     message = str(told.value)
     assert "75.00% of the 8 rows of ads.csv" in message
@@ -272,7 +276,7 @@ def test_the_example_of_the_docs_is_the_example_in_the_repository(tmp_path, monk
     block = re.search(r"```python\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)[1]
     monkeypatch.chdir(tmp_path)
     exec(block, {})
-    for name in ("ads", "users", "contents", "behaviors", "impressions"):
+    for name in ("ads", "users", "contents", "behaviors", "negatives", "impressions"):
         assert_frame_equal(
             pl.read_parquet(f"{name}.parquet"), pl.read_parquet(ROOT / f"examples/ten_rows/{name}.parquet")
         )
@@ -300,11 +304,30 @@ def test_a_simulated_world_is_gathered_with_its_oracle(simulated):
     out, frames, world, path = simulated
     assert path.read_text() == ""
     assert (world["name"], world["language"]) == ("synthetic", "en")
-    assert world["read"] == {f"simulated {name}": frames[name].height for name in WRITTEN if name != "split"}
+    assert world["read"] == {
+        f"simulated {name}": frames[name].height for name in WRITTEN if name not in {"split", "negatives"}
+    }
     oracle = tables.read(tables.LISTS, out / "oracle.parquet")
     tested = frames["split"].filter(role="test")["user_id"]
     assert set(oracle["user_id"]) == set(tested)
     assert frames["behaviors"].equals(frames["behaviors"].sort("user_id", "time", maintain_order=True))
+
+
+def test_the_state_behind_a_simulated_world_is_kept_as_it_was(simulated):
+    out, _, _, _ = simulated
+    config = composed("data=synthetic", "data/world=tiny")
+    kept, made = load_file(out / "hidden.safetensors"), simulate(config.world, config.seed).hidden
+    assert kept.keys() == made.keys()
+    assert all(kept[name].dtype == made[name].dtype and (kept[name] == made[name]).all() for name in made)
+
+
+def test_impressions_without_a_click_are_the_negatives_of_a_simulated_world(simulated):
+    _, frames, world, _ = simulated
+    missed = frames["impressions"].filter(clicked=False).rename({"ad_id": "item_id"})
+    negatives = frames["negatives"]
+    assert negatives.height == missed.height == world["counts"]["ad_negatives"] > 0
+    assert negatives.join(missed, on=["user_id", "item_id", "time"], how="anti").is_empty()
+    assert set(negatives["action"]) == {"no_click"}
 
 
 def test_a_bad_row_of_a_simulation_stops_the_run(tmp_path, monkeypatch):

@@ -142,6 +142,21 @@ def test_no_target_has_no_history():
     assert histories(behaviors(ads("u", 1)), behaviors([]), 1).is_empty()
 
 
+def test_targets_before_and_after_all_behaviors_take_nothing_of_other_users():
+    targets = pl.DataFrame({"user_id": ["u", "v", "u", "v"], "time": [-(10**12), 10**12, 10**12, 0]})
+    known = behaviors([*ads("u", 1, 2), *ads("v", 1, 2)])
+    assert histories(known, targets, 1).is_empty()
+    history = histories(known, targets, 10**8)
+    assert history.select("target", "item_id").rows() == [(1, "v-0"), (1, "v-1"), (2, "u-0"), (2, "u-1")]
+
+
+def test_times_too_far_apart_for_one_key_are_told():
+    with pytest.raises(
+        ValueError, match=r"time reaches from 0 to 4611686018427387904 in behaviors.*: give UTC seconds"
+    ):
+        histories(behaviors([*ads("u", 0), *ads("v", 2**62)]), behaviors([]), 1)
+
+
 def test_a_window_of_no_day_is_told():
     with pytest.raises(ValueError, match="window_days is 0"):
         histories(behaviors([]), behaviors([]), 0)

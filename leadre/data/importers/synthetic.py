@@ -20,4 +20,5 @@ def load(world: WorldConfig, *, seed: int) -> Found:
         refused=EMPTY,
         totals={f"simulated {name}": frame.height for name, frame in made._asdict().items() if name in _CHECKED},
         oracle=made.oracle,
+        hidden=made.hidden,
     )

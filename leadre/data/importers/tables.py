@@ -1,4 +1,4 @@
-"""The user's own folder: ads, users, contents, behaviors and impressions as Parquet, CSV or JSON Lines."""
+"""The user's own folder: ads, users, contents, behaviors, negatives and impressions as Parquet, CSV or JSON Lines."""
 
 import time
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ TABLES = {
     "users": tables.USERS,
     "contents": tables.CONTENTS,
     "behaviors": tables.BEHAVIORS,
+    "negatives": tables.NEGATIVES,
     "impressions": tables.IMPRESSIONS,
 }
 
@@ -72,7 +73,12 @@ def load(root: str, *, end_time: str | None) -> Found:
     if faults:
         raise ValueError("\n".join(faults))
     return Found(
-        **{name: read.frame for name, read in rows.items()},
+        ads=rows["ads"].frame,
+        users=rows["users"].frame,
+        contents=rows["contents"].frame,
+        behaviors=rows["behaviors"].frame,
+        negatives=rows["negatives"].frame,
+        impressions=rows["impressions"].frame,
         refused=pl.concat([read.refused for read in rows.values()]),
         totals={paths[name].name: rows[name].total for name in paths},
         latest=_seconds(end_time) if end_time is not None else int(time.time()) + DAY,
