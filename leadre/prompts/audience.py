@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -11,23 +11,14 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from leadre import tables
+from leadre.data.split import DAY
 from leadre.prompts import components, tasks
-from leadre.prompts.compose import (
-    BEHAVIORS,
-    DAY_S,
-    ROWS,
-    arrow,
-    check_arrangement,
-    check_items,
-    history_of,
-    write_about,
-    writer,
-)
+from leadre.prompts.compose import BEHAVIORS, ROWS, arrow, check_arrangement, write_about, writer
 from leadre.prompts.config import PromptsConfig
-from leadre.prompts.items import items
-from leadre.prompts.wording import Wording, wording_of
+from leadre.prompts.known import Known, check_items, described, history_of, items_of, negatives_of, of_users, windows
+from leadre.prompts.templates import Template, templates_of
 
-VERSION = 2
+VERSION = 3
 PART_USERS = 100_000
 """Users in a file of prompts, about, and users whose profiles are in memory at a time."""
 SAMPLE = 200_000
@@ -42,12 +33,14 @@ class _Day(NamedTuple):
     Attributes:
         users: The table USERS, on disk.
         behaviors: The behaviors in the window, on disk.
+        negatives: Negative feedback on disk; None where the summary counts none.
         items: The items of both domains as text.
         until: The time of the prompts.
     """
 
     users: pl.LazyFrame
     behaviors: pl.LazyFrame
+    negatives: pl.LazyFrame | None
     items: pl.DataFrame
     until: int
 
@@ -72,21 +65,18 @@ def compose_audience(config: PromptsConfig, world: Path, catalog: Path, *, out: 
     """
     check_arrangement(config.arrangement)
     language = json.loads((world / "world.json").read_text(encoding="utf-8"))["language"]
-    wording = wording_of(language)
-    known = items(
-        tables.read(tables.ADS, world / "ads.parquet"),
-        tables.read(tables.CONTENTS, world / "contents.parquet"),
-        catalog=set(tables.read(tables.SIDS, catalog / "sids.parquet")["ad_id"]),
-        content_title=config.content_title,
-    )
+    templates = templates_of(language)[:1]
+    known = items_of(world, catalog, config)
+    negatives = negatives_of(world, known, config)
     users, behaviors = (
         tables.scan(table, world / f"{table.name}.parquet") for table in (tables.USERS, tables.BEHAVIORS)
     )
     until = _until(behaviors, as_of, window_days=config.window_days)
-    day = _Day(users, _window(behaviors, until, window_days=config.window_days), known, until)
+    window = _window(behaviors, until, window_days=config.window_days)
+    day = _Day(users, window, negatives, known, until)
     counts = {"users": 0, "without_behavior": 0, "left_out": 0}
     for part, within in enumerate(_ranges(world / "users.parquet")):
-        found = _write_part(day, within, wording, config, path=out / f"prompts-{part:07d}.parquet")
+        found = _write_part(day, within, templates, config, path=out / f"prompts-{part:07d}.parquet")
         counts = {name: counts[name] + found[name] for name in counts}
     write_about(out, config, language, as_of=until, audience=counts)
     log.info("audience as of %s: %s", until, counts)
@@ -104,14 +94,14 @@ def _until(behaviors: pl.LazyFrame, as_of: int | None, *, window_days: int) -> i
     if _window(behaviors, until, window_days=window_days).select(pl.len()).collect(engine="streaming").item() == 0:
         raise ValueError(
             f"as_of is {until}, but no behavior lies in the {window_days} days before it, and the behaviors reach "
-            f"from {first} to {last}: give UTC seconds from {first + 1} to {last + window_days * DAY_S}, or "
+            f"from {first} to {last}: give UTC seconds from {first + 1} to {last + window_days * DAY}, or "
             "leave as_of out"
         )
     return until
 
 
 def _window(behaviors: pl.LazyFrame, until: int, *, window_days: int) -> pl.LazyFrame:
-    return behaviors.filter(pl.col("time") >= until - window_days * DAY_S, pl.col("time") < until)
+    return behaviors.filter(pl.col("time") >= until - window_days * DAY, pl.col("time") < until)
 
 
 def _ranges(users: Path) -> Iterator[pl.Expr]:
@@ -127,7 +117,9 @@ def _ranges(users: Path) -> Iterator[pl.Expr]:
         yield from_low if high is None else from_low & (user_id < high)
 
 
-def _write_part(day: _Day, within: pl.Expr, wording: Wording, config: PromptsConfig, *, path: Path) -> dict[str, int]:
+def _write_part(
+    day: _Day, within: pl.Expr, templates: Sequence[Template], config: PromptsConfig, *, path: Path
+) -> dict[str, int]:
     """Write the prompts of one range of users, some at a time; count them."""
     users = day.users.filter(within).collect()
     seen = day.behaviors.filter(within).select("user_id").unique().collect(engine="streaming")
@@ -136,8 +128,8 @@ def _write_part(day: _Day, within: pl.Expr, wording: Wording, config: PromptsCon
     if audience.height:
         with writer(tables.PROMPTS, path) as file:
             for some in audience.iter_slices(ROWS):
-                profiles = components.profiles(users.join(some, on="user_id", how="semi"), wording)
-                for prompts in _prompts(some, profiles, day, wording, config):
+                profiles = components.profiles(users.join(some, on="user_id", how="semi"), templates[0].wording)
+                for prompts in _prompts(some, profiles, day, templates, config):
                     file.write_table(arrow(prompts))
     return {
         "users": audience.height,
@@ -147,30 +139,39 @@ def _write_part(day: _Day, within: pl.Expr, wording: Wording, config: PromptsCon
 
 
 def _prompts(
-    users: pl.DataFrame, profiles: pl.DataFrame, day: _Day, wording: Wording, config: PromptsConfig
+    users: pl.DataFrame, profiles: pl.DataFrame, day: _Day, templates: Sequence[Template], config: PromptsConfig
 ) -> Iterator[pl.DataFrame]:
     """The prompts of some users, in the order of their ids."""
+    # An ad that is asked for is part of a pair, not of its prompt.
+    targets = users.with_columns(
+        target=pl.int_range(pl.len()),
+        time=pl.lit(day.until, pl.Int64),
+        ad_id=pl.lit("", pl.String),
+        template=pl.lit(0),
+    )
     first, last = pl.lit(users["user_id"][0]), pl.lit(users["user_id"][-1])
     behaviors = day.behaviors.filter(pl.col("user_id").is_between(first, last)).collect()
     check_items(behaviors, day.items)
-    for some, of_some in _cut(users, behaviors.sort("user_id", maintain_order=True)):
-        # An ad that is asked for is part of a pair, not of its prompt.
-        targets = some.with_columns(
-            target=pl.int_range(pl.len()), time=pl.lit(day.until, pl.Int64), ad_id=pl.lit("", pl.String)
-        )
-        history = history_of(targets, of_some, day.items, window_days=config.window_days)
-        pairs = tasks.next_ad(targets, history, profiles, wording, config, ads="sid")
+    for some, of_some in _cut(windows(targets, config), behaviors.sort("user_id", "time", maintain_order=True), day):
+        negatives = None if day.negatives is None else of_users(day.negatives, some).collect()
+        known = Known(profiles, of_some, negatives, day.items)
+        told = described(some, known, templates[0].wording, config)
+        pairs = tasks.next_ad(told, history_of(some, known, config), templates, config, ads="sid")
         yield pairs.select(list(tables.PROMPTS.columns))
 
 
-def _cut(users: pl.DataFrame, behaviors: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """Yield some users and their behaviors, about `BEHAVIORS` at a time; both are sorted by user."""
-    counts = behaviors.group_by("user_id").agg(count=pl.len())
-    ends = users.join(counts, on="user_id", how="left", maintain_order="left").with_columns(
-        end=pl.col("count").fill_null(0).cast(pl.Int64).cum_sum()
+def _cut(targets: pl.DataFrame, behaviors: pl.DataFrame, day: _Day) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """Yield some targets and their behaviors, about `BEHAVIORS` rows to read at a time; both are sorted by user."""
+    counts = [behaviors.group_by("user_id").agg(count=pl.len().cast(pl.Int64), read=pl.len().cast(pl.Int64))]
+    if day.negatives is not None:
+        read = of_users(day.negatives, targets).group_by("user_id").agg(read=pl.len().cast(pl.Int64))
+        counts.append(read.collect(engine="streaming"))
+    summed = pl.concat(counts, how="diagonal").group_by("user_id").sum()
+    ends = targets.join(summed, on="user_id", how="left", maintain_order="left").with_columns(
+        pl.col("count", "read").fill_null(0).cum_sum()
     )
     start = 0
-    for some in ends.with_columns(part=pl.col("end") // BEHAVIORS).partition_by("part", maintain_order=True):
-        end = some["end"][-1]
-        yield some.select("user_id"), behaviors.slice(start, end - start)
+    for some in ends.with_columns(part=pl.col("read") // BEHAVIORS).partition_by("part", maintain_order=True):
+        end = some["count"][-1]
+        yield some.select(targets.columns), behaviors.slice(start, end - start)
         start = end

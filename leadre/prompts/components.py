@@ -4,22 +4,27 @@ What belongs to a user is computed one user at a time; what belongs to a history
 history is a frame with one row a behavior, sorted by ``target`` and time, oldest first:
 
     target    the prompt that the behavior belongs to
-    days      whole days before the target
+    time      UTC seconds
+    days      whole days before the target, or since the behavior before it
     domain    ``ad`` or ``content``
     item_id   an ad_id or a content's id
     action    as the data name it
-    category  of the item, escaped, or null
     shown     the item as text, escaped
     listed    whether the item is an ad of the catalog
 """
 
 import re
 from collections.abc import Mapping
+from functools import cache
+from itertools import permutations
 from typing import Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from leadre import tables
+from leadre.data.split import DAY
 from leadre.prompts.segments import Segment, column, escape, in_turn, soft, text
 from leadre.prompts.wording import Wording
 
@@ -54,38 +59,61 @@ def profiles(users: pl.DataFrame, wording: Wording) -> pl.DataFrame:
     return users.select("user_id", profile=pl.Series(told, dtype=pl.List(tables.SEGMENT)))
 
 
-def interest_summary(history: pl.DataFrame, wording: Wording, *, categories: int) -> pl.DataFrame:
-    """Count the categories of each history, over both domains (component 3).
+def reordered(profiles: pl.Series, drawn: NDArray[np.uint64], wording: Wording) -> pl.Series:
+    """Put the clauses of each profile in a drawn order (LEADRE 4.2.2, "user profile reordering").
 
-    The most frequent come first, ties by name; items without a category are not counted.
+    The clause of age and gender stays one clause. All orders of a profile's clauses are equally likely.
+
+    Args:
+        profiles: ``(N,)`` what `profile` tells of each user; null where nothing is known of a user.
+        drawn: ``(N,)`` of `leadre.prompts.draws.draws`.
+        wording: The fixed texts.
+    """
+    told = []
+    for segments, draw in zip(profiles.to_list(), drawn.tolist(), strict=True):
+        clauses = [segment["value"] for segment in segments or []]
+        if clauses:
+            clauses[-1] = clauses[-1].removesuffix(wording.profile_end) + wording.clause
+            orders = _orders(len(clauses))
+            clauses = [clauses[place] for place in orders[draw % len(orders)]]
+            clauses[-1] = clauses[-1].removesuffix(wording.clause) + wording.profile_end
+        told.append([text(clause) for clause in clauses])
+    return pl.Series("profile", told, dtype=pl.List(tables.SEGMENT))
+
+
+def interest_summary(frequent: pl.DataFrame, opening: str, wording: Wording) -> pl.DataFrame:
+    """Tell what of one kind came how often: categories or SPUs, of behaviors or of negative feedback (component 3).
+
+    Args:
+        frequent: Columns ``target``, ``name`` and ``times``, in the order told; names are escaped.
+        opening: What opens the list.
+        wording: The fixed texts.
 
     Returns:
         Columns ``target`` and ``summary`` (segments); targets that have nothing to count have no row.
     """
     before, after = wording.category.split("{}")
-    times = pl.lit(before) + pl.col("len").cast(pl.String) + pl.lit(after)
-    counts = (
-        history.filter(pl.col("category").is_not_null())
-        .group_by("target", "category")
-        .len()
-        .sort("target", "len", "category", descending=[False, True, False])
-        .group_by("target", maintain_order=True)
-        .head(categories)
-        .select("target", what=_text(pl.col("category")), times=_text(times))
-    )
+    times = pl.lit(before) + pl.col("times").cast(pl.String) + pl.lit(after)
+    counts = frequent.select("target", what=_text(pl.col("name")), times=_text(times))
     return (
         counts.select("target", summary=in_turn(counts["what"], counts["times"]))
         .group_by("target", maintain_order=True)
         .agg(pl.col("summary").explode())
-        .select("target", summary=pl.concat_list(column([text(wording.summary)]), "summary"))
+        .select("target", summary=pl.concat_list(column([text(opening)]), "summary"))
     )
 
 
-def newest(history: pl.DataFrame, *, ads: int, contents: int) -> pl.DataFrame:
-    """Keep the newest behaviors of each domain."""
-    most = pl.when(pl.col("domain") == "ad").then(ads).otherwise(contents)
-    later = pl.len().over("target", "domain") - pl.int_range(pl.len()).over("target", "domain") - 1
-    return history.filter(later < most)
+def since_last(history: pl.DataFrame) -> pl.DataFrame:
+    """Let ``days`` be the whole days since the behavior before it, 0 for the first of each target."""
+    passed = (pl.col("time") - pl.col("time").shift(1)).over("target")
+    return history.with_columns(days=passed.fill_null(0) // DAY)
+
+
+def last(history: pl.DataFrame, wording: Wording) -> pl.DataFrame:
+    """How many days before the target its last behavior was: columns ``target`` and ``last`` (segments)."""
+    before, after = wording.last.split("{}")
+    days = pl.lit(before) + pl.col("days").last().cast(pl.String) + pl.lit(after)
+    return history.group_by("target", maintain_order=True).agg(last=pl.concat_list(_text(days)).first())
 
 
 def behaviors(history: pl.DataFrame, wording: Wording, *, ads: Literal["sid", "description"]) -> pl.DataFrame:
@@ -115,6 +143,11 @@ def behaviors(history: pl.DataFrame, wording: Wording, *, ads: Literal["sid", "d
         .group_by("target", maintain_order=True)
         .agg("behaviors")
     )
+
+
+@cache
+def _orders(clauses: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(permutations(range(clauses)))
 
 
 def _age(age: str | None, wording: Wording) -> str | None:

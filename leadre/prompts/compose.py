@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,31 +11,52 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from leadre import tables
-from leadre.data.split import histories
 from leadre.prompts import components, tasks
 from leadre.prompts.config import PromptsConfig
+from leadre.prompts.draws import draws
 from leadre.prompts.following import following, shuffled
-from leadre.prompts.items import items
-from leadre.prompts.wording import Wording, wording_of
+from leadre.prompts.history import any_seen
+from leadre.prompts.known import (
+    Known,
+    check_items,
+    described,
+    history_of,
+    items_of,
+    most_shown,
+    negatives_of,
+    of_users,
+    windows,
+)
+from leadre.prompts.templates import Template, drawn_templates, templates_of
 
-VERSION = 2
+VERSION = 3
 NEXT_N, CONTROL = "next_n", "next_n_control"
 """The tasks of several ads; in targets, the columns of the ads that follow."""
-DAY_S = 86_400
 ROWS = 10_000
 """Prompts in memory at a time, at most; also the row groups of the files."""
 BEHAVIORS = 250_000
-"""Behaviors of histories in memory at a time, about."""
+"""Behaviors of histories, and behaviors and negatives of users, in memory at a time, about."""
 
 log = logging.getLogger(__name__)
 
 
 class _World(NamedTuple):
-    """What prompts are made of: the users, their behaviors, sorted by user, and the items as text."""
+    """What prompts are made of.
+
+    Attributes:
+        users: The table USERS.
+        behaviors: The table BEHAVIORS, sorted by user and time.
+        negatives: Negative feedback on disk; None where the summary counts none.
+        items: The items of both domains as text.
+        spans: One row a user: where its behaviors begin (``first``), how many they are (``count``), and how many
+            negatives it has.
+    """
 
     users: pl.DataFrame
     behaviors: pl.DataFrame
+    negatives: pl.LazyFrame | None
     items: pl.DataFrame
+    spans: pl.DataFrame
 
 
 def compose(config: PromptsConfig, world: Path, catalog: Path, *, out: Path) -> None:
@@ -50,30 +71,25 @@ def compose(config: PromptsConfig, world: Path, catalog: Path, *, out: Path) -> 
     user's next distinct train targets as the response; with ``next_n_control``, ``next_n_control.train.parquet``
     holds them with what follows other users' targets.
 
+    Templates and the order of profiles are drawn for train pairs alone, from the seed, the user and the target's time
+    (the explicit task: the ad); valid and test prompts have the paper's template.
+
     Raises:
         ValueError: If ``arrangement`` does not name each component once, if the catalog or the behaviors hold
-            items that the world does not know, if the split tests nobody, or if the world's language has no wording.
+            items that the world does not know, if the summary counts negatives and the world has none, if the split
+            tests nobody, or if the world's language has no wording.
     """
     check_arrangement(config.arrangement)
     language = json.loads((world / "world.json").read_text(encoding="utf-8"))["language"]
-    wording = wording_of(language)
-    ads = tables.read(tables.ADS, world / "ads.parquet")
-    sids = tables.read(tables.SIDS, catalog / "sids.parquet")
-    explicit = tasks.explicit(_described(sids, ads), wording, soft_tokens=config.soft_tokens)
-    tables.write(tables.PAIRS, explicit, out / "explicit.train.parquet")
-    contents = tables.read(tables.CONTENTS, world / "contents.parquet")
-    sources = _World(
-        tables.read(tables.USERS, world / "users.parquet"),
-        tables.read(tables.BEHAVIORS, world / "behaviors.parquet").sort("user_id", maintain_order=True),
-        items(ads, contents, catalog=set(sids["ad_id"]), content_title=config.content_title),
-    )
-    _check_behaviors(sources)
+    templates = templates_of(language)
+    _write_explicit(world, catalog, templates, config, out=out)
+    sources = _sources(world, catalog, config)
     split = tables.read(tables.SPLIT, world / "split.parquet")
     _check_split(split)
     counts = {}
     for role in ("train", "valid", "test"):
         targets = split.filter(pl.col("role") == role)
-        counts[role] = _compose(targets, sources, wording, config, role=role, out=out)
+        counts[role] = _compose(targets, sources, templates, config, role=role, out=out)
     write_about(out, config, language, next_n=config.next_n, pairs=counts)
 
 
@@ -99,23 +115,41 @@ def check_arrangement(arrangement: tuple[str, ...]) -> None:
         )
 
 
-def _check_behaviors(world: _World) -> None:
-    if world.behaviors.is_empty():
+def _write_explicit(
+    world: Path, catalog: Path, templates: Sequence[Template], config: PromptsConfig, *, out: Path
+) -> None:
+    ads = tables.read(tables.ADS, world / "ads.parquet")
+    asked = _described(tables.read(tables.SIDS, catalog / "sids.parquet"), ads)
+    drawn = drawn_templates(asked.select("ad_id"), templates=len(templates), seed=config.template_seed)
+    asked = asked.with_columns(template=pl.Series(drawn))
+    explicit = tasks.explicit(asked, templates, soft_tokens=config.soft_tokens)
+    tables.write(tables.PAIRS, explicit, out / "explicit.train.parquet")
+
+
+def _sources(world: Path, catalog: Path, config: PromptsConfig) -> _World:
+    known = items_of(world, catalog, config)
+    behaviors = tables.read(tables.BEHAVIORS, world / "behaviors.parquet")
+    behaviors = behaviors.sort("user_id", "time", maintain_order=True)
+    if behaviors.is_empty():
         raise ValueError(
             "behaviors.parquet has no row: a world of ads alone can be indexed (index.py), not trained on; "
             "add the table behaviors to data.root"
         )
-    check_items(world.behaviors, world.items)
+    check_items(behaviors, known)
+    negatives = negatives_of(world, known, config)
+    users = tables.read(tables.USERS, world / "users.parquet")
+    return _World(users, behaviors, negatives, known, _spans(behaviors, negatives))
 
 
-def check_items(behaviors: pl.DataFrame, known: pl.DataFrame) -> None:
-    """Refuse behaviors with items that are in no table."""
-    unknown = behaviors.join(known, on=["domain", "item_id"], how="anti")
-    if unknown.height:
-        raise ValueError(
-            f"behaviors.parquet names {unknown['item_id'].n_unique()} items, such as {unknown['item_id'][0]!r}, that "
-            "ads.parquet and contents.parquet do not: add them, or leave their behaviors out"
-        )
+def _spans(behaviors: pl.DataFrame, negatives: pl.LazyFrame | None) -> pl.DataFrame:
+    rows = behaviors.with_row_index("first").group_by("user_id", maintain_order=True)
+    spans = rows.agg(pl.col("first").first().cast(pl.Int64), count=pl.len().cast(pl.Int64))
+    if negatives is None:
+        return spans.with_columns(negatives=pl.lit(0, pl.Int64))
+    counts = negatives.group_by("user_id").agg(negatives=pl.len().cast(pl.Int64)).collect(engine="streaming")
+    return spans.join(counts, on="user_id", how="left", maintain_order="left").with_columns(
+        pl.col("negatives").fill_null(0)
+    )
 
 
 def _check_split(split: pl.DataFrame) -> None:
@@ -138,7 +172,13 @@ def _described(sids: pl.DataFrame, ads: pl.DataFrame) -> pl.DataFrame:
 
 
 def _compose(
-    targets: pl.DataFrame, world: _World, wording: Wording, config: PromptsConfig, *, role: str, out: Path
+    targets: pl.DataFrame,
+    world: _World,
+    templates: Sequence[Template],
+    config: PromptsConfig,
+    *,
+    role: str,
+    out: Path,
 ) -> dict[str, int]:
     """Write the pairs of one split, some users at a time; count them."""
     listed = targets.join(
@@ -152,16 +192,16 @@ def _compose(
     }
     several = [task for task in (NEXT_N, CONTROL) if task in chosen.columns]
     counts |= {f"{task}_following": 0 for task in several}
+    augmented = _augmented(chosen, config, templates=len(templates), role=role)
     with ExitStack() as files:
         writers = {
             task: files.enter_context(writer(tables.PAIRS, out / f"{task}.{role}.parquet"))
             for task in ("main", "implicit", *several)
         }
-        for chunk, behaviors in _chunks(chosen, world.behaviors):
-            history = history_of(chunk, behaviors, world.items, window_days=config.window_days)
+        for chunk, known in _chunks(windows(augmented, config), world, templates, config):
             if role == "train":
-                chunk = chunk.join(history, on="target", how="semi", maintain_order="left")
-            for task, pairs in _pairs(chunk, history, world, wording, config):
+                chunk = chunk.filter(any_seen(known.behaviors, chunk))
+            for task, pairs in _pairs(chunk, known, templates, config):
                 writers[task].write_table(arrow(pairs))
                 if task in several:
                     counts[f"{task}_following"] += int(pairs["following"].list.len().sum())
@@ -172,12 +212,16 @@ def _compose(
 
 
 def _pairs(
-    targets: pl.DataFrame, history: pl.DataFrame, world: _World, wording: Wording, config: PromptsConfig
+    targets: pl.DataFrame, known: Known, templates: Sequence[Template], config: PromptsConfig
 ) -> Iterator[tuple[str, pl.DataFrame]]:
     """Yield each task with its pairs."""
-    profiles = components.profiles(world.users.join(targets, on="user_id", how="semi"), wording)
-    yield "implicit", tasks.next_ad(targets, history, profiles, wording, config, ads="description")
-    main = tasks.next_ad(targets, history, profiles, wording, config, ads="sid")
+    wording = templates[0].wording
+    told = described(targets, known, wording, config)
+    if "order" in told.columns:
+        told = told.with_columns(components.reordered(told["profile"], told["order"].to_numpy(), wording))
+    history = history_of(targets, known, config)
+    yield "implicit", tasks.next_ad(told, history, templates, config, ads="description")
+    main = tasks.next_ad(told, history, templates, config, ads="sid")
     yield "main", main
     for task in (NEXT_N, CONTROL):
         if task in targets.columns:
@@ -187,50 +231,59 @@ def _pairs(
 def _train_targets(listed: pl.DataFrame, config: PromptsConfig) -> pl.DataFrame:
     """The train targets that make pairs; where responses name several ads, with what follows each target."""
     if config.next_n == 1:
-        return _reused(listed, config.reuse_every)
+        return _reused(listed, config.reuse_every, config.reuse_seed)
     ordered = listed.sort("user_id", "time", maintain_order=True)
     after = following(ordered, ads=config.next_n - 1)
-    chosen = _reused(ordered.with_columns(after.alias(NEXT_N)), config.reuse_every)
+    chosen = _reused(ordered.with_columns(after.alias(NEXT_N)), config.reuse_every, config.reuse_seed)
     if config.next_n_control is None:
         return chosen
     return chosen.with_columns(shuffled(chosen, chosen[NEXT_N], seed=config.next_n_control).alias(CONTROL))
 
 
-def _reused(targets: pl.DataFrame, every: int | None) -> pl.DataFrame:
-    """Every n-th target of each user, counted back from the last; the last alone where ``every`` is None."""
+def _reused(targets: pl.DataFrame, every: int | None, seed: int | None) -> pl.DataFrame:
+    """One target of each run of ``every`` of a user's: the last, or one that is drawn; all in one run if None.
+
+    Runs are counted back from the user's last target, so the first run may be shorter.
+    """
     ordered = targets.sort("time", maintain_order=True)
     back = pl.int_range(pl.len(), dtype=pl.Int64).reverse().over("user_id")
-    return ordered.filter(back == 0 if every is None else back % every == 0)
+    if every is None:
+        return ordered.filter(back == 0)
+    if seed is None:
+        return ordered.filter(back % every == 0)
+    runs = ordered.select("user_id", run=back // every)
+    drawn = pl.Series(draws(runs, seed=seed, of="reuse"))
+    length = pl.len().cast(pl.UInt64).over("user_id", back // every)
+    return ordered.filter((back % every).cast(pl.UInt64) == drawn % length)
 
 
-def _chunks(targets: pl.DataFrame, behaviors: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """Yield some targets, numbered, with the behaviors of their users, so that memory does not grow with users."""
-    first = behaviors.with_row_index("first").group_by("user_id", maintain_order=True)
-    spans = first.agg(pl.col("first").first().cast(pl.Int64), pl.len().cast(pl.Int64).alias("count"))
-    targets = targets.join(spans, on="user_id", how="left").fill_null(0).sort("first", "time", maintain_order=True)
-    rows, histories_so_far = pl.int_range(pl.len()), pl.col("count").cum_sum()
-    part = pl.struct(rows // ROWS, rows_read=histories_so_far // BEHAVIORS).rle_id()
+def _augmented(targets: pl.DataFrame, config: PromptsConfig, *, templates: int, role: str) -> pl.DataFrame:
+    """Add the ``template`` of each target and, where profiles are reordered, a drawn ``order``; for training alone."""
+    keys, training = targets.select("user_id", "time"), role == "train"
+    drawn = drawn_templates(keys, templates=templates, seed=config.template_seed if training else None)
+    targets = targets.with_columns(template=pl.Series(drawn))
+    if not training or config.profile_seed is None:
+        return targets
+    return targets.with_columns(order=pl.Series(draws(keys, seed=config.profile_seed, of="profile")))
+
+
+def _chunks(
+    targets: pl.DataFrame, world: _World, templates: Sequence[Template], config: PromptsConfig
+) -> Iterator[tuple[pl.DataFrame, Known]]:
+    """Yield some targets, numbered, with what is known of their users, so that memory does not grow with users."""
+    spans = world.spans.columns[1:]
+    targets = targets.join(world.spans, on="user_id", how="left", maintain_order="left")
+    targets = targets.with_columns(pl.col(spans).fill_null(0)).sort("first", "time", maintain_order=True)
+    of_user = pl.when(pl.col("user_id").is_first_distinct()).then(pl.col("count") + pl.col("negatives")).otherwise(0)
+    shown = pl.min_horizontal("count", pl.lit(sum(most_shown(config).values())))
+    part = pl.struct(pl.int_range(pl.len()) // ROWS, read=(of_user + shown).cum_sum() // BEHAVIORS).rle_id()
     for chunk in targets.with_columns(part=part).partition_by("part", maintain_order=True):
-        start = chunk["first"][0]
-        stop = chunk["first"][-1] + chunk["count"][-1]
-        numbered = chunk.drop("part", "first", "count").with_columns(target=pl.int_range(pl.len()))
-        yield numbered, behaviors.slice(start, stop - start)
-
-
-def history_of(
-    targets: pl.DataFrame, behaviors: pl.DataFrame, items: pl.DataFrame, *, window_days: int
-) -> pl.DataFrame:
-    """The history of each target as `leadre.prompts.components` describes it.
-
-    Our choice: days are whole days that have passed, so a behavior of the last 24 hours is 0 days ago.
-    """
-    asked = targets.select("target", asked="time")
-    return (
-        histories(behaviors, targets, window_days)
-        .join(asked, on="target", how="left", maintain_order="left")
-        .join(items, on=["domain", "item_id"], how="left", maintain_order="left")
-        .with_columns(days=(pl.col("asked") - pl.col("time")) // DAY_S)
-    )
+        start, stop = chunk["first"][0], chunk.select((pl.col("first") + pl.col("count")).max()).item()
+        behaviors = world.behaviors.slice(start, stop - start)
+        profiles = components.profiles(world.users.join(chunk, on="user_id", how="semi"), templates[0].wording)
+        negatives = None if world.negatives is None else of_users(world.negatives, chunk).collect()
+        known = Known(profiles, behaviors, negatives, world.items)
+        yield chunk.drop("part", *spans).with_columns(target=pl.int_range(pl.len())), known
 
 
 def writer(table: tables.Table, path: Path) -> Any:  # noqa: ANN401  # pyarrow has no types

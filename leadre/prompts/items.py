@@ -1,4 +1,4 @@
-"""What the user saw, as text: each ad and each content with its category, escaped, and whether it has an S-ID."""
+"""What the user saw, as text: each ad and content with its category and SPU, escaped, and whether it has an S-ID."""
 
 from typing import Literal
 
@@ -10,6 +10,7 @@ _SCHEMA = {
     "domain": pl.String(),
     "item_id": pl.String(),
     "category": pl.String(),
+    "spu": pl.String(),
     "shown": pl.String(),
     "listed": pl.Boolean(),
 }
@@ -31,22 +32,22 @@ def items(
         content_title: Whether a content is its title alone, or ``<title>/<SPU>`` where it has an SPU.
 
     Returns:
-        Columns ``domain``, ``item_id``, ``category`` (null if it has none), ``shown``, ``listed``.
+        Columns ``domain``, ``item_id``, ``category`` and ``spu`` (null if it has none), ``shown``, ``listed``.
     """
     with_spu = content_title == "title_spu"
     rows = [
-        ("ad", ad_id, _category(category), escape(description, DESCRIPTION_SEPARATORS), ad_id in catalog)
-        for ad_id, category, description in ads.select("ad_id", "first_category", "description").iter_rows()
+        ("ad", ad_id, _name(category), _name(spu), escape(description, DESCRIPTION_SEPARATORS), ad_id in catalog)
+        for ad_id, category, spu, description in ads.select("ad_id", "first_category", "spu", "description").iter_rows()
     ]
     rows += [
-        ("content", item_id, _category(category), _title(title, spu if with_spu else None), False)
+        ("content", item_id, _name(category), _name(spu), _title(title, spu if with_spu else None), False)
         for item_id, title, category, spu in contents.iter_rows()
     ]
     return pl.DataFrame(rows, schema=_SCHEMA, orient="row")
 
 
-def _category(category: str | None) -> str | None:
-    return escape(category) if category else None
+def _name(name: str | None) -> str | None:
+    return escape(name) if name else None
 
 
 def _title(title: str | None, spu: str | None) -> str:

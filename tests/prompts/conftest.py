@@ -34,6 +34,8 @@ def config():
         values = {
             "profile": True,
             "summary": True,
+            "summary_by": ("category",),
+            "summary_negatives": False,
             "ad_behaviors": True,
             "content_behaviors": True,
             "soft_tokens": 1,
@@ -43,8 +45,12 @@ def config():
             "max_tokens": 2096,
             "max_ad_behaviors": None,
             "max_content_behaviors": None,
+            "times": "ago",
             "content_title": "title_spu",
             "reuse_every": 1,
+            "reuse_seed": None,
+            "template_seed": None,
+            "profile_seed": None,
             "next_n": 1,
             "next_n_control": None,
         }
@@ -55,15 +61,15 @@ def config():
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a world of ``ads {ad_id: (category, description)}``, ``sids {ad_id: codes}``, and so on."""
+    """Write a world of ``ads {ad_id: (category, description, spu or nothing)}``, ``sids {ad_id: codes}``, and so on."""
 
-    def write(*, ads, sids, behaviors, split, contents=(), users=(), language="en"):
+    def write(*, ads, sids, behaviors, split, contents=(), users=(), negatives=None, language="en"):
         folders = World(tmp_path / "world", tmp_path / "catalog", tmp_path / "pairs")
         for folder in folders:
             folder.mkdir()
         rows = [
-            {"ad_id": ad_id, "first_category": category, "attributes": [], "description": description}
-            for ad_id, (category, description) in ads.items()
+            {"ad_id": ad_id, "first_category": category, "spu": spu, "attributes": [], "description": description}
+            for ad_id, (category, description, spu) in ((ad_id, (*values, None)[:3]) for ad_id, values in ads.items())
         ]
         _write(tables.ADS, rows, folders.world)
         _write(
@@ -72,6 +78,9 @@ def write(tmp_path):
         _write(tables.USERS, list(users), folders.world)
         seen = [dict(zip(tables.BEHAVIORS.columns, row, strict=True)) for row in behaviors]
         _write(tables.BEHAVIORS, sorted(seen, key=lambda row: (row["user_id"], row["time"])), folders.world)
+        if negatives is not None:
+            shown = [dict(zip(tables.NEGATIVES.columns, row, strict=True)) for row in negatives]
+            _write(tables.NEGATIVES, sorted(shown, key=lambda row: (row["user_id"], row["time"])), folders.world)
         _write(tables.SPLIT, [dict(zip(tables.SPLIT.columns, row, strict=True)) for row in split], folders.world)
         (folders.world / "world.json").write_text(json.dumps({"name": "tiny", "language": language}))
         named = [

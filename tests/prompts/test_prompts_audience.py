@@ -51,8 +51,13 @@ def _random_world(write, seed):
         behaviors += did
         asked = [(item, time) for _, item, domain, _, time in did if domain == "ad" and item != "ad5"]
         split += [(f"u{user}", "test", *asked[-1])] if asked else []
+    negatives = [
+        (f"u{draw.randrange(14)}", *draw.choice([("ad1", "ad"), ("ad2", "ad"), ("c3", "content")]), "no", time)
+        for time in [*(draw.randrange(NOW, NOW + 100 * DAY) for _ in range(300)), *(row[4] for row in behaviors[::3])]
+    ]
     return write(
-        ads={name: (draw.choice(["cars", "tea", None]), f"description of {name}") for name in names},
+        negatives=negatives,
+        ads={name: (draw.choice(["cars", "tea", None]), f"description of {name}", f"SPU {name}") for name in names},
         sids={name: (i, 0) for i, name in enumerate(names[:5])},  # ad5 has no S-ID
         contents=[(item, f"title of {item}", draw.choice(["cars", "tea"]), None) for item in contents],
         users=[{"user_id": f"u{user}", "age": draw.choice([None, "22"])} for user in range(12)],
@@ -69,10 +74,16 @@ def _made(folders, config, *, as_of=None, **changes):
     return pl.concat(tables.read(tables.PROMPTS, part) for part in parts)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"window_days": 20, "arrangement": ("behaviors", "summary", "profile"), "max_content_behaviors": 2}],
+    [
+        {},
+        {"window_days": 20, "arrangement": ("behaviors", "summary", "profile"), "max_content_behaviors": 2},
+        {"summary_by": ("spu", "category"), "summary_negatives": True, "window_days": 30},
+        {"times": "since_last", "arrangement": ("profile", "behaviors", "summary"), "summary_negatives": True},
+        {"template_seed": 0, "profile_seed": 0, "reuse_every": 2, "reuse_seed": 0},
+    ],
 )
 def test_at_the_time_of_a_test_target_the_prompt_is_the_test_prompt(write, config, seed, changes):
     folders = _random_world(write, seed)
@@ -122,11 +133,12 @@ def test_an_ad_that_the_catalog_does_not_hold_is_shown_by_its_description(folder
 @pytest.mark.parametrize(("part", "rows"), [(1, 1), (2, 1), (5, 2), (100, 3)])
 def test_many_small_parts_hold_the_same_prompts_in_the_order_of_the_users(write, config, monkeypatch, part, rows):
     folders = _random_world(write, seed=0)
-    whole = _made(folders, config)
+    counted = {"summary_negatives": True}
+    whole = _made(folders, config, **counted)
     monkeypatch.setattr(stage, "PART_USERS", part)
     monkeypatch.setattr(stage, "ROWS", rows)
     monkeypatch.setattr(stage, "BEHAVIORS", 3 * rows)
-    assert _made(folders, config).to_dicts() == whole.to_dicts()
+    assert _made(folders, config, **counted).to_dicts() == whole.to_dicts()
     assert whole["user_id"].is_sorted()
     names = [f"prompts-{number:07d}.parquet" for number in range(-(-12 // part))]
     assert sorted(path.name for path in folders.out.glob("prompts-*.parquet")) == names
@@ -193,3 +205,21 @@ def test_an_ad_of_the_catalog_that_runs_no_more_is_no_fault(write, config):
     )
     assert _made(folders, config)["user_id"].to_list() == ["u"]
     assert json.loads((folders.out / "prompts.json").read_text())["audience"]["users"] == 1
+
+
+def test_an_audience_whose_world_has_no_negatives_is_refused_where_they_are_counted(folders, config):
+    with pytest.raises(ValueError, match=r"summary_negatives is true, but the world has no negatives\.parquet"):
+        _made(folders, config, summary_negatives=True)
+
+
+def test_a_user_with_negatives_alone_is_left_out(write, config):
+    folders = write(
+        ads={"A": ("tea", "Ad A")},
+        sids={"A": (0,)},
+        users=[{"user_id": "shown"}, {"user_id": "u"}],
+        behaviors=[("u", "A", "ad", "click", NOW)],
+        negatives=[("shown", "A", "ad", "no_click", NOW)],
+        split=[],
+    )
+    assert _made(folders, config, summary_negatives=True)["user_id"].to_list() == ["u"]
+    assert folders.about()["audience"] == {"users": 1, "without_behavior": 0, "left_out": 1}

@@ -1,10 +1,15 @@
+import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from leadre import tables
 from leadre.prompts import components
 from leadre.prompts.segments import render, soft, text
 from leadre.prompts.wording import CHINESE, ENGLISH
 
+DAY = 86_400
 WHOLE = {
     "age": "22",
     "gender": "male",
@@ -62,22 +67,54 @@ def test_the_instruction_holds_the_learnable_tokens_inside():
     assert soft() not in components.instruction(ENGLISH, soft_tokens=0)
 
 
-def test_the_summary_orders_by_count_then_name_and_skips_what_has_no_category():
-    history = pl.DataFrame({"target": [1] * 7 + [0], "category": ["b", "a", "b", "a", "c", "d", None, "z"]})
-    told = components.interest_summary(history, ENGLISH, categories=3)
+def test_the_summary_tells_names_in_the_order_given():
+    counts = pl.DataFrame({"target": [3, 1, 1], "name": ["z", "a", "b"], "times": [1, 2, 1]})
+    told = components.interest_summary(counts, "Often: ", ENGLISH)
     shown = {target: render(summary, {}) for target, summary in told.iter_rows()}
-    assert shown == {
-        0: ENGLISH.summary + "z^1 times; ",
-        1: ENGLISH.summary + "a^2 times; b^2 times; c^1 times; ",
-    }
+    assert shown == {3: "Often: z^1 times; ", 1: "Often: a^2 times; b^1 times; "}
 
 
-def test_only_the_newest_behaviors_of_each_domain_are_kept():
-    history = pl.DataFrame(
-        {"target": [0] * 5 + [1], "domain": ["ad", "content", "ad", "content", "ad", "ad"], "n": range(6)}
-    )
-    assert components.newest(history, ads=2, contents=1)["n"].to_list() == [2, 3, 4, 5]
-    assert components.newest(history, ads=9, contents=9)["n"].to_list() == list(range(6))
+def test_days_since_the_last_behavior_start_at_0_for_each_target():
+    history = pl.DataFrame({"target": [0, 0, 0, 1, 1], "time": [5, DAY + 4, 3 * DAY + 4, 7, 7], "days": [9] * 5})
+    assert components.since_last(history)["days"].to_list() == [0, 0, 2, 0, 0]
+
+
+def test_the_age_of_the_last_behavior_is_told_once_a_target():
+    told = components.last(pl.DataFrame({"target": [4, 4, 2], "days": [9, 3, 0]}), CHINESE)
+    shown = {target: render(segments, {}) for target, segments in told.iter_rows()}
+    assert shown == {4: "其中最后一次在3天前。", 2: "其中最后一次在0天前。"}
+
+
+CLAUSES = {field: st.none() | st.text(max_size=8) for field in WHOLE}
+
+
+@pytest.mark.parametrize("wording", [ENGLISH, CHINESE])
+@settings(deadline=None, max_examples=60)
+@given(user=st.fixed_dictionaries(CLAUSES), draw=st.integers(0, 2**64 - 1))
+def test_a_reordered_profile_has_the_same_clauses_and_is_well_formed(user, draw, wording):
+    fixed = components.profile(user, wording)
+    profiles = pl.Series([fixed], dtype=pl.List(tables.SEGMENT))
+    (told,) = components.reordered(profiles, np.array([draw], np.uint64), wording).to_list()
+    if not fixed:
+        assert told == []
+        return
+    assert all(segment["value"].endswith(wording.clause) for segment in told[:-1])
+    assert told[-1]["value"].endswith(wording.profile_end)
+
+    def clauses(segments):
+        ends = [wording.clause] * (len(segments) - 1) + [wording.profile_end]
+        return sorted(segment["value"].removesuffix(end) for segment, end in zip(segments, ends, strict=True))
+
+    assert clauses(told) == clauses(fixed)
+
+
+def test_every_order_of_a_profile_is_equally_likely():
+    profiles = pl.Series([components.profile(WHOLE, ENGLISH)] * 120, dtype=pl.List(tables.SEGMENT))
+    told = components.reordered(profiles, np.arange(120, dtype=np.uint64), ENGLISH)
+    assert len({render(segments, {}) for segments in told.to_list()}) == 120
+    assert told.to_list()[0] == profiles.to_list()[0]
+    unknown = pl.Series([None], dtype=pl.List(tables.SEGMENT))
+    assert components.reordered(unknown, np.zeros(1, np.uint64), ENGLISH).to_list() == [[]]
 
 
 def test_the_last_behavior_of_each_target_ends_the_sentence():

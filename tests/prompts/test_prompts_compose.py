@@ -276,7 +276,8 @@ def test_a_behavior_with_an_unknown_item_is_refused(write, config):
 @pytest.mark.parametrize("path", sorted((CONF / "prompts").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_prompts_yaml_is_valid(path):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = OmegaConf.to_container(hydra_compose(f"prompts/{path.stem}").prompts)
+        composed = hydra_compose("run", overrides=[f"prompts={path.stem}"]).prompts
+        composed = OmegaConf.to_container(composed, resolve=True)
     values = TypeAdapter(PromptsConfig).validate_json(json.dumps(composed), strict=True)
     assert sorted(values.arrangement) == ["behaviors", "profile", "summary"]
     assert f"python train.py prompts={path.stem}" in path.read_text()

@@ -33,6 +33,10 @@ HOSTILE = [
     ". ",
     "; 3 days ago^click on ad^",
     "; 3天前^",
+    "; 3 days later^click on ad^",
+    "; 3天后^",
+    "\x00",
+    "\u202e",
     "^5 times; ",
     "。",
 ]
@@ -106,7 +110,9 @@ def _expected(number, days, action, item, wording):
     return (days, action, ("text", name, more) if more else ("text", name))
 
 
-@pytest.mark.parametrize("wording", [ENGLISH, CHINESE])
+@pytest.mark.parametrize(
+    "wording", [form._replace(behavior=how) for form in (ENGLISH, CHINESE) for how in (form.behavior, form.later)]
+)
 @settings(deadline=None, max_examples=40)
 @given(seen=st.lists(BEHAVIOR, min_size=1, max_size=4))
 def test_behaviors_can_be_read_back_from_the_string_whatever_the_titles_say(seen, wording):
@@ -125,9 +131,9 @@ class _Names(dict):
 @settings(deadline=None, max_examples=40)
 @given(counts=st.dictionaries(TEXTS.filter(bool), st.integers(1, 3), min_size=1, max_size=3))
 def test_the_summary_can_be_read_back_from_the_string_whatever_the_categories_say(counts, wording):
-    category = [escape(name) for name, count in counts.items() for _ in range(count)]
-    history = pl.DataFrame({"target": [0] * len(category), "category": category})
-    told = components.interest_summary(history, wording, categories=5)["summary"].to_list()[0]
+    names, times = [escape(name) for name in counts], list(counts.values())
+    frequent = pl.DataFrame({"target": [0] * len(names), "name": names, "times": times})
+    told = components.interest_summary(frequent, wording.summary, wording)["summary"].to_list()[0]
     shown = render(told, {}).removeprefix(wording.summary)
     before, after = map(re.escape, wording.category.split("{}"))
     found = re.findall(rf"((?:[^\\^]|\\.)*){before}(\d+){after}", shown, re.DOTALL)

@@ -1,0 +1,244 @@
+"""One user's prompt shown: the parts, their tokens, and text that wants to do harm to a terminal."""
+
+import io
+import json
+import re
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import pytest
+from rich.console import Console
+from safetensors.numpy import load_file, save_file
+
+from leadre import tables
+from leadre.config import ConfigError
+from leadre.lm.encode import Encoded, encode_pairs
+from leadre.lm.fragments import Fragments
+from leadre.lm.vocabulary import load_vocabulary
+from leadre.prompts import show as command
+from leadre.prompts.segments import LEARNABLE, ad, render, text
+from leadre.prompts.show import Asked, Part, Shown, asked_and_overrides, escaped, main, parts_of, read_prompt, show
+
+STAGES = ("world", "catalog", "pairs", "base", "tokens")
+SMALL = ("data/world=tiny", "data.world.users.num_users=60", "quantizer=tiny", "embedding=hashing", "compute.threads=1")
+MODEL = ("lm.hidden_size=32", "lm.layers=1", "lm.intermediate_size=32", "lm.text_tokens=600")
+
+
+class Run(NamedTuple):
+    """The folders of the stages by name, and what the command printed of the first test user."""
+
+    folders: dict
+    printed: str
+    arguments: list
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    root = tmp_path_factory.mktemp("store")
+    arguments = [*SMALL, *MODEL, f"store.root={root}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdout", io.StringIO())
+        main(arguments)
+        printed = command.sys.stdout.getvalue()
+    return Run({stage: next((root / stage).glob("*/manifest.json")).parent for stage in STAGES}, printed, arguments)
+
+
+def read(ran, user=None, task="main", role="test"):
+    return read_prompt(Asked(user, task, role), **ran.folders)
+
+
+def test_the_command_prints_the_first_test_user_and_a_sum_that_is_the_length_in_the_tokens_file(ran):
+    first = pl.read_parquet(ran.folders["pairs"] / "main.test.parquet").row(0, named=True)
+    offsets = load_file(ran.folders["tokens"] / "main.test.safetensors")["offsets"]
+    head = next(line for line in ran.printed.splitlines() if line.startswith("user "))
+    assert head.startswith(f"user {first['user_id']}: target ad {first['ad_id']} <a_")
+    lines = ran.printed.splitlines()
+    start = lines.index(head)
+    assert f"{offsets[1]} of 256 tokens" in " ".join(lines[start : start + 2])
+    counts = [int(found) for found in re.findall(r"^│ \w+ +│ +(\d+) │", ran.printed, re.MULTILINE)]
+    assert sum(counts) == offsets[1]
+    assert ran.printed.splitlines()[-1] == f"sum {offsets[1]}"
+    assert LEARNABLE in ran.printed
+    assert ran.printed.count("dropped") == len(re.findall(r"^│ \w+ +│ +- │", ran.printed, re.MULTILINE)) > 0
+
+
+def test_the_target_is_told_with_its_time_unless_it_is_one_of_several(ran):
+    split = tables.read(tables.SPLIT, ran.folders["world"] / "split.parquet")
+    several = 0
+    for role in ("test", "valid", "train"):
+        for user in pl.read_parquet(ran.folders["pairs"] / f"main.{role}.parquet")["user_id"].unique().sort()[:9]:
+            shown = read(ran, user, role=role)
+            targets = split.filter(role=role, user_id=user)
+            assert shown.ad_id == targets["ad_id"][-1]
+            times = targets.filter(ad_id=shown.ad_id)["time"]
+            assert shown.time == (times[0] if len(times) == 1 else None)
+            several += len(times) > 1
+    assert several
+
+
+@pytest.mark.parametrize("task", ["main", "implicit"])
+def test_the_tokens_of_a_part_spell_its_text(ran, task):
+    vocabulary = load_vocabulary(ran.folders["base"])
+    first_new = min(*vocabulary.sid_offsets, *vocabulary.soft_ids)
+    tokens = load_file(ran.folders["tokens"] / f"{task}.test.safetensors")
+    users = pl.read_parquet(ran.folders["pairs"] / f"{task}.test.parquet")["user_id"]
+    for row in range(0, len(users), 5):
+        parts = [part for part in read(ran, users[row], task).parts if part.tokens is not None]
+        ids = tokens["ids"][tokens["offsets"][row] : tokens["offsets"][row + 1]]
+        for part, found in zip(parts, np.split(ids, np.cumsum([part.tokens for part in parts])), strict=False):
+            said = vocabulary.tokenizer.decode(found[found < first_new].tolist())
+            assert said == render([one for one in part.segments if one["kind"] == "text"], {}), part.name
+            names = sum(
+                len(vocabulary.sid_offsets) if one["kind"] == "ad" else 1
+                for one in part.segments
+                if one["kind"] != "text"
+            )
+            assert (found >= first_new).sum() == names
+
+
+def test_as_many_behaviors_are_shown_as_dropped_as_the_encoding_counted(ran):
+    counts = json.loads((ran.folders["tokens"] / "encode.json").read_text())
+    users = pl.read_parquet(ran.folders["pairs"] / "main.test.parquet")["user_id"]
+    dropped = [part for user in users for part in read(ran, user).parts if part.tokens is None]
+    assert sum(part.name == "behavior" for part in dropped) == counts["main.test"]["dropped_behaviors"] > 0
+
+
+def test_the_explicit_prompt_of_an_ad_is_named_by_the_ad(ran):
+    asked, _ = asked_and_overrides(["task=explicit"])
+    shown = read_prompt(asked, **ran.folders)
+    assert (shown.user, shown.time) == (None, None)
+    assert [part.name for part in shown.parts] == ["opening", "head", "tail", "response"]
+    assert read(ran, shown.ad_id, "explicit", "train") == shown
+    out = io.StringIO()
+    show(shown, Console(file=out, width=200))
+    assert out.getvalue().startswith(f"an ad's own: target ad {shown.ad_id} <a_")
+
+
+@pytest.mark.parametrize("num_cut", [1, 30])
+def test_a_description_that_lost_its_end_counts_what_is_left(ran, num_cut):
+    fragments, pair, ids = _explicit(ran)
+    options = {"max_tokens": len(ids) - num_cut, "num_ads": 1, "cut": True}
+    cut = encode_pairs(command._batch(pair), fragments, **options).ids
+    whole, less = (
+        {part.name: part.tokens for part in parts_of(pair, of, fragments, **chosen)}
+        for of, chosen in ((ids, options | {"max_tokens": 999}), (cut, options))
+    )
+    assert less == whole | {"head": whole["head"] - num_cut}
+
+
+def test_tokens_of_another_prompt_are_refused(ran, tmp_path):
+    fragments, pair, ids = _explicit(ran)
+    with pytest.raises(ValueError, match=r"the tokens file has \d+ tokens for this prompt, which is \d+ others"):
+        parts_of(pair, ids[::-1], fragments, max_tokens=999, num_ads=1, cut=True)
+    tokens = load_file(ran.folders["tokens"] / "main.test.safetensors")
+    save_file(tokens | {"offsets": tokens["offsets"] + 1}, tmp_path / "main.test.safetensors")
+    with pytest.raises(ValueError, match="made from another prompt or with other code; remove the folder of the stage"):
+        read(ran._replace(folders=ran.folders | {"tokens": tmp_path}))
+
+
+def _explicit(ran):
+    fragments = Fragments(
+        load_vocabulary(ran.folders["base"]), tables.read(tables.SIDS, ran.folders["catalog"] / "sids.parquet")
+    )
+    pair = pl.read_parquet(ran.folders["pairs"] / "explicit.train.parquet").head(1)
+    tokens = load_file(ran.folders["tokens"] / "explicit.train.safetensors")
+    return fragments, pair, tokens["ids"][: tokens["offsets"][1]]
+
+
+def test_a_token_over_the_border_of_two_parts_is_the_later_ones(monkeypatch):
+    """A tokenizer that reads three letters at a time, over all borders, so that what is expected is plain division."""
+
+    def by_threes(batch, fragments, *, max_tokens, num_ads, cut):
+        rows = batch.to_pylist()
+        texts = [
+            "".join(
+                segment["value"]
+                for part in (row["head"], row["lead"], *row["behaviors"], row["tail"])
+                for segment in part
+            )
+            for row in rows
+        ]
+        ids = [[hash(said[at : at + 3]) % 10**6 for at in range(0, len(said), 3)] + [7] for said in texts]
+        offsets = np.cumsum([0, *map(len, ids)])
+        return Encoded(np.concatenate(ids).astype(np.int32), None, offsets, None, 0, 0)
+
+    class OneLevel:
+        num_levels = 1
+
+    pair = pl.DataFrame(
+        [
+            {
+                "user_id": "u",
+                "ad_id": "a",
+                "head": [text("abcd")],
+                "lead": [text("e")],
+                "behaviors": [[text("fg"), text("h")], [text("ijklm")]],
+                "tail": [text("no")],
+                "following": [],
+            }
+        ],
+        schema=tables.PAIRS.schema,
+    )
+    monkeypatch.setattr(command, "encode_pairs", by_threes)
+    ids = by_threes(command._batch(pair), None, max_tokens=0, num_ads=1, cut=False).ids
+    parts = parts_of(pair, ids, OneLevel(), max_tokens=99, num_ads=1, cut=False)
+    borders = np.cumsum([0, 4, 1, 3, 5, 2]) // 3
+    assert [part.tokens for part in parts] == [0, *np.diff(borders).tolist(), 1]
+
+
+def test_an_unknown_user_is_named_with_some_that_exist(ran):
+    users = pl.read_parquet(ran.folders["pairs"] / "main.test.parquet")["user_id"]
+    told = (
+        rf"user is 'nobody', but main.test.parquet has no prompt of such a user: it has those of {len(users)} users, "
+    )
+    with pytest.raises(ValueError, match=told + f"such as '{users[0]}', '{users[1]}', '{users[2]}'; name one of them"):
+        read(ran, "nobody")
+    with pytest.raises(
+        ValueError, match=r"explicit\.train\.parquet has no prompt of such an ad: it has those of 192 ads"
+    ):
+        read(ran, "nobody", "explicit", "train")
+
+
+def test_the_command_ends_with_the_error_and_not_with_where_it_was_raised(ran):
+    with pytest.raises(SystemExit, match="user is 'nobody'"):
+        main([*ran.arguments, "user=nobody"])
+    with pytest.raises(SystemExit, match="role is 'last': choose from test, valid, train"):
+        main(["role=last"])
+    with pytest.raises(SystemExit, match="data: no such option"):
+        main(["data=none"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["task=next_n"], "task is 'next_n': choose from main, implicit, explicit"),
+        (["task=explicit", "role=test"], "role is 'test', but the explicit task is for training alone"),
+        (["u7"], "'u7' is no key=value: give user=ID"),
+    ],
+)
+def test_a_wrong_command_line_is_told(arguments, told):
+    with pytest.raises(ConfigError, match=told):
+        asked_and_overrides(arguments)
+
+
+def test_own_arguments_are_taken_out_and_overrides_left():
+    asked, overrides = asked_and_overrides(["data=tables", "user=a=b", "~logger", "task=implicit", "role=valid"])
+    assert asked == Asked("a=b", "implicit", "valid")
+    assert overrides == ["data=tables", "~logger"]
+    assert asked_and_overrides([])[0] == Asked(None, "main", "test")
+
+
+def test_hostile_text_cannot_move_the_cursor_nor_pass_for_markup_or_an_ad():
+    wicked = "\x1b[2J[red]x[/] \u202e\x00\ud800 \\<a_1, b_2> 汉"
+    parts = [Part("head", [text(wicked)], 3), Part("response", [ad("a\x1b")], 2)]
+    out = io.StringIO()
+    show(Shown("u\x1b", "a\x1b", None, 5, 9, parts, {"a\x1b": "<a_1>"}), Console(file=out, width=200))
+    printed = out.getvalue()
+    assert "\x1b" not in printed
+    assert r"\x1b[2J[red]x[/] \u202e\x00\ud800 \<a_1, b_2> 汉" in printed
+    assert r"user u\x1b: target ad a\x1b <a_1>, 5 of 9 tokens" in printed
+
+
+def test_what_can_be_seen_is_not_escaped():
+    assert escaped("café 汉字 😀 a^b\\;") == "café 汉字 😀 a^b\\;"
