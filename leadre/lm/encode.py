@@ -17,13 +17,13 @@ from leadre import tables
 from leadre.lm.fragments import Fragments
 from leadre.lm.vocabulary import load_vocabulary
 
-VERSION = 1
+VERSION = 2
 ROWS = 10_000
 """Pairs encoded at a time."""
 PROMPT, HISTORY_AD, RESPONSE = 0, 1, 2
 """Kinds of tokens: text and learnable tokens, the S-ID of an ad in the history, the response."""
-_OPENING, _HEAD, _LEAD, _BEHAVIORS, _TAIL, _RESPONSE = range(6)
-_NUM_PARTS = 6
+_PARTS = ("opening", "head", "lead", "behaviors", "tail", "response")
+_OPENING, _HEAD, _LEAD, _BEHAVIORS, _TAIL, _RESPONSE = range(len(_PARTS))
 
 log = logging.getLogger(__name__)
 
@@ -63,29 +63,39 @@ class Encoded(NamedTuple):
 
 
 class _Segments(NamedTuple):
-    """S segments of N prompts, in any order.
+    """S segments of N prompts, in their order, with B behaviors in all.
 
     Attributes:
         rows: ``(S,)`` the prompt.
-        parts: ``(S,)`` the place of its part: 0 opening, 1 head, 2 lead, 3 behaviors, 4 tail, 5 response.
+        parts: ``(S,)`` the part that it belongs to, a place in `_PARTS`.
         behaviors: ``(S,)`` the behavior, numbered over all prompts; -1 outside the behaviors.
         fragments: ``(S,)`` its tokens.
-        kinds: ``(S,)`` the kind of its tokens.
-        lengths: ``(S,)`` how many of its tokens stay.
+        firsts: ``(N+1,)`` the first behavior of each prompt, and B.
     """
 
     rows: Ints
-    parts: Ints
+    parts: NDArray[np.uint8]
     behaviors: Ints
     fragments: Ints
-    kinds: Ints
-    lengths: Ints
+    firsts: Ints
 
 
 class _Fitted(NamedTuple):
-    """The segments of the prompts that fit into a budget, and what did not."""
+    """The S segments of prompts that fit into a budget, texts joined.
 
-    segments: _Segments
+    Attributes:
+        parts: ``(S,)`` the part that each belongs to.
+        fragments: ``(S,)`` its tokens.
+        lengths: ``(S,)`` how many of them stay.
+        tokens: ``(N,)`` how many tokens each row has, the response included.
+        dropped: Behaviors that did not fit.
+        cut: Tokens of descriptions that did not fit.
+    """
+
+    parts: NDArray[np.uint8]
+    fragments: Ints
+    lengths: Ints
+    tokens: Ints
     dropped: int
     cut: int
 
@@ -130,9 +140,12 @@ def _most_ads(pairs: Path) -> int:
 def encode_pairs(pairs: Any, fragments: Fragments, *, max_tokens: int, num_ads: int, cut: bool) -> Encoded:  # noqa: ANN401
     """Encode prompts and responses within a budget of tokens.
 
-    Where a prompt is too long, its oldest behaviors go, and ``lead`` with the last of them. Head, tail and response
-    stay whole. Room is kept for ``num_ads`` ads in every row, so that the length of a prompt does not tell how many
-    ads answer it.
+    Texts that follow each other become the tokens of one text (`Fragments.join`). Where a prompt is too long, its
+    oldest behaviors go, and ``lead`` with the last of them. Head, tail and response stay whole. Room is kept for
+    ``num_ads`` ads in every row, so that the length of a prompt does not tell how many ads answer it.
+
+    Our choice: a segment costs the tokens that it has by itself. Where texts together take more, and a prompt comes out
+    too long, more of its oldest behaviors go.
 
     Args:
         pairs: A pyarrow record batch with the columns of the table PAIRS, N rows.
@@ -144,16 +157,16 @@ def encode_pairs(pairs: Any, fragments: Fragments, *, max_tokens: int, num_ads: 
     Raises:
         ValueError: If a prompt does not fit without its behaviors, or a response names more than ``num_ads`` ads.
     """
-    prompts = _fit(pairs, fragments, max_tokens=max_tokens, num_ads=num_ads, cut=cut)
-    responses = _responses(pairs, fragments, num_ads)
-    segments = _ordered(_Segments(*map(np.concatenate, zip(prompts.segments, responses, strict=True))))
+    fitted = _fit(pairs, fragments, max_tokens=max_tokens, num_ads=num_ads, cut=cut)
+    kinds = np.where(fitted.fragments < fragments.soft, np.uint8(HISTORY_AD), np.uint8(PROMPT))
+    kinds[fitted.parts == _RESPONSE] = RESPONSE
     return Encoded(
-        ids=fragments.gather(segments.fragments, segments.lengths),
-        kinds=np.repeat(segments.kinds.astype(np.uint8), segments.lengths),
-        offsets=_offsets(segments, pairs.num_rows),
+        ids=fragments.gather(fitted.fragments, fitted.lengths),
+        kinds=np.repeat(kinds, fitted.lengths),
+        offsets=_cumulated(fitted.tokens),
         targets=fragments.ads(pairs.column("ad_id")).astype(np.int32),
-        dropped=prompts.dropped,
-        cut=prompts.cut,
+        dropped=fitted.dropped,
+        cut=fitted.cut,
     )
 
 
@@ -168,112 +181,149 @@ def encode_prompts(batch: Any, fragments: Fragments, *, max_tokens: int) -> Prom
     Raises:
         ValueError: If a prompt does not fit without its behaviors.
     """
-    segments = _ordered(_fit(batch, fragments, max_tokens=max_tokens, num_ads=1, cut=False).segments)
-    return Prompts(fragments.gather(segments.fragments, segments.lengths), _offsets(segments, batch.num_rows))
+    prompts = batch.select(["head", "lead", "behaviors", "tail"])
+    fitted = _fit(prompts, fragments, max_tokens=max_tokens, num_ads=1, cut=False)
+    return Prompts(fragments.gather(fitted.fragments, fitted.lengths), _cumulated(fitted.tokens))
 
 
 def _fit(batch: Any, fragments: Fragments, *, max_tokens: int, num_ads: int, cut: bool) -> _Fitted:  # noqa: ANN401
-    """The segments of the prompts that stay, in any order."""
-    segments = _flatten(batch, fragments)
-    reserved = num_ads * fragments.num_levels
-    lengths, num_cut = _fit_heads(segments, batch.num_rows, max_tokens, reserved, cut=cut)
-    segments = segments._replace(lengths=lengths)
-    kept, num_dropped = _fit_behaviors(segments, batch.num_rows, max_tokens - reserved)
-    return _Fitted(_Segments(*(field[kept] for field in segments)), num_dropped, num_cut)
-
-
-def _ordered(segments: _Segments) -> _Segments:
-    """Rows in order, the parts of a row in order, and the segments of a part as they came."""
-    order = np.argsort(segments.rows * _NUM_PARTS + segments.parts, kind="stable")
-    return _Segments(*(field[order] for field in segments))
-
-
-def _offsets(segments: _Segments, num_rows: int) -> Ints:
-    tokens = np.bincount(segments.rows, segments.lengths, num_rows).astype(np.int64)  # (N,)
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(tokens)])
-
-
-def _flatten(batch: Any, fragments: Fragments) -> _Segments:  # noqa: ANN401
-    """Write the nested columns of prompts as flat arrays, the opening included."""
-    rows, parts, behaviors, structs = [], [], [], []
-    every = np.arange(batch.num_rows)
-    for part, name in ((_HEAD, "head"), (_LEAD, "lead"), (_TAIL, "tail")):
-        inside = np.repeat(every, _lengths(batch.column(name)))
-        rows.append(inside)
-        parts.append(np.full(len(inside), part))
-        behaviors.append(np.full(len(inside), -1))
-        structs.append(pc.list_flatten(batch.column(name)))
-    lists = pc.list_flatten(batch.column("behaviors"))  # one behavior after the other
-    inside = np.repeat(np.arange(len(lists)), _lengths(lists))
-    rows.append(np.repeat(every, _lengths(batch.column("behaviors")))[inside])
-    parts.append(np.full(len(inside), _BEHAVIORS))
-    behaviors.append(inside)
-    structs.append(pc.list_flatten(lists))
-    found, kinds = _fragments(pa.concat_arrays(structs), np.concatenate(rows), fragments)
-    opening = np.repeat(every, len(fragments.opening))
-    found = np.concatenate([found, np.tile(fragments.opening, len(every)).astype(np.int64)])
-    return _Segments(
-        rows=np.concatenate([*rows, opening]),
-        parts=np.concatenate([*parts, np.full(len(opening), _OPENING)]),
-        behaviors=np.concatenate([*behaviors, np.full(len(opening), -1)]),
-        fragments=found,
-        kinds=np.concatenate([kinds, np.full(len(opening), PROMPT)]),
-        lengths=fragments.lengths[found],
+    """What stays of prompts, and of their responses where the batch has them."""
+    segments = _flatten(batch, fragments, num_ads)
+    reserved, ends = num_ads * fragments.num_levels, segments.firsts[1:]
+    oldest = _oldest(segments, fragments.lengths[segments.fragments], reserved, max_tokens, cut=cut)
+    joined, lengths = segments.fragments.copy(), np.zeros_like(segments.fragments)
+    tokens, is_cut = np.zeros_like(ends), np.zeros(len(ends), dtype=np.bool_)
+    asked = np.ones(len(ends), dtype=np.bool_)
+    while asked.any():
+        places = np.flatnonzero(asked[segments.rows])
+        lengths[places] = 0
+        places = places[_stays(segments, oldest, places)]
+        joined[places] = _joined(segments, places, is_cut, fragments)
+        lengths[places] = fragments.lengths[joined[places]]
+        tokens[asked] = _prompt_tokens(segments, lengths, places)[asked]
+        asked &= (tokens > max_tokens - reserved) & ~is_cut
+        bare = asked & (oldest == ends)
+        if not cut:
+            _check_fits(np.where(bare, tokens + reserved, 0), max_tokens)
+        is_cut |= bare
+        oldest[asked & ~bare] += 1
+    excess = np.maximum(tokens - (max_tokens - reserved), 0)
+    lengths[_descriptions(segments)[is_cut]] -= excess[is_cut]
+    totals = (
+        tokens
+        - excess
+        + fragments.num_levels * np.bincount(segments.rows[segments.parts == _RESPONSE], minlength=len(ends))
     )
+    dropped = int((oldest - segments.firsts[:-1]).sum())
+    return _Fitted(segments.parts, joined, lengths, totals, dropped, int(excess.sum()))
 
 
-def _responses(pairs: Any, fragments: Fragments, num_ads: int) -> _Segments:  # noqa: ANN401
-    """One segment an ad: each row's first ad, then those that follow it in order."""
-    every, more = np.arange(pairs.num_rows), _lengths(pairs.column("following"))
+def _flatten(batch: Any, fragments: Fragments, num_ads: int) -> _Segments:  # noqa: ANN401
+    """Write the nested columns of prompts as flat arrays, with the opening before and the response behind."""
+    num_rows = batch.num_rows
+    parts = {_OPENING: (np.full(num_rows, len(fragments.opening)), np.tile(fragments.opening, num_rows))}
+    for part in (_HEAD, _LEAD, _TAIL):
+        segments = batch.column(_PARTS[part])
+        parts[part] = (_lengths(segments), _fragments(pc.list_flatten(segments), fragments))
+    lists = batch.column("behaviors")
+    behaviors, firsts = pc.list_flatten(lists), _cumulated(_lengths(lists))
+    sizes = _lengths(behaviors)
+    parts[_BEHAVIORS] = (np.diff(_cumulated(sizes)[firsts]), _fragments(pc.list_flatten(behaviors), fragments))
+    if "following" in batch.schema.names:
+        parts[_RESPONSE] = _responses(batch, fragments, num_ads)
+    counts = np.column_stack([parts[part][0] for part in sorted(parts)])  # (N, P)
+    order = np.repeat(np.tile(np.array(sorted(parts), dtype=np.uint8), num_rows), counts.ravel())
+    found, numbers = np.empty(len(order), dtype=np.int64), np.full(len(order), -1)
+    for part, (_, values) in parts.items():
+        found[order == part] = values
+    numbers[order == _BEHAVIORS] = np.repeat(np.arange(len(sizes)), sizes)
+    rows = np.repeat(np.arange(num_rows), counts.sum(1))
+    is_soft = found == fragments.soft
+    of = rows[is_soft]
+    found[is_soft] += np.arange(len(of)) - np.searchsorted(of, of)
+    return _Segments(rows, order, numbers, found, firsts)
+
+
+def _responses(pairs: Any, fragments: Fragments, num_ads: int) -> tuple[Ints, Ints]:  # noqa: ANN401
+    """How many ads ``(N,)`` each response names, and the fragments of all: each row's ad, then those that follow it."""
+    more = _lengths(pairs.column("following"))
     if more.max(initial=0) >= num_ads:
         raise ValueError(
             f"num_ads is {num_ads}, but the response of row {more.argmax()} names {more.max() + 1} ads: "
             f"keep room for {more.max() + 1}"
         )
-    ads = [pairs.column("ad_id"), pc.list_flatten(pairs.column("following"))]
-    found = np.concatenate([fragments.ads(column) for column in ads])
-    return _Segments(
-        rows=np.concatenate([every, np.repeat(every, more)]),
-        parts=np.full(len(found), _RESPONSE),
-        behaviors=np.full(len(found), -1),
-        fragments=found,
-        kinds=np.full(len(found), RESPONSE),
-        lengths=fragments.lengths[found],
-    )
+    following = fragments.ads(pc.list_flatten(pairs.column("following")))
+    return more + 1, np.insert(following, _cumulated(more)[:-1], fragments.ads(pairs.column("ad_id")))
 
 
 def _lengths(lists: Any) -> Ints:  # noqa: ANN401
     return np.asarray(pc.list_value_length(lists), dtype=np.int64)
 
 
-def _fragments(structs: Any, rows: Ints, fragments: Fragments) -> tuple[Ints, Ints]:  # noqa: ANN401
-    """The fragment ``(S,)`` and the kind of token ``(S,)`` of each segment."""
-    kinds = np.asarray(pc.struct_field(structs, "kind"), dtype=object)
+def _cumulated(counts: Ints) -> Ints:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+
+
+def _fragments(structs: Any, fragments: Fragments) -> Ints:  # noqa: ANN401
+    """The fragment ``(S,)`` of each segment; the first learnable token stands for all of them."""
+    kinds = pc.struct_field(structs, "kind").dictionary_encode()
+    names, indices = kinds.dictionary.to_pylist(), kinds.indices.to_numpy()
     values = pc.struct_field(structs, "value")
-    found = np.empty(len(kinds), dtype=np.int64)
-    is_ad, is_text, is_soft = kinds == "ad", kinds == "text", kinds == "soft"
-    found[is_ad] = fragments.ads(values.filter(pa.array(is_ad)))
-    found[is_text] = fragments.texts(values.filter(pa.array(is_text)))
-    of = rows[is_soft]  # ascending: learnable tokens stand in the head alone
-    found[is_soft] = fragments.soft + np.arange(len(of)) - np.searchsorted(of, of)
-    return found, np.where(is_ad, HISTORY_AD, PROMPT)
+    found = np.full(len(indices), fragments.soft)
+    for name, look_up in (("ad", fragments.ads), ("text", fragments.texts)):
+        if name in names:
+            of_kind = indices == names.index(name)
+            found[of_kind] = look_up(values.filter(pa.array(of_kind)))
+    return found
 
 
-def _fit_heads(segments: _Segments, num_rows: int, max_tokens: int, reserved: int, *, cut: bool) -> tuple[Ints, int]:
-    """Check that all but lead and behaviors fit; where `cut`, shorten the last segment of the head until they do."""
-    always = (segments.parts != _LEAD) & (segments.parts != _BEHAVIORS)
-    needed = reserved + np.bincount(segments.rows[always], segments.lengths[always], num_rows).astype(np.int64)  # (N,)
-    if not cut:
-        _check_fits(needed, max_tokens)
-        return segments.lengths, 0
-    last = np.zeros(num_rows, dtype=np.int64)
-    in_head = segments.parts == _HEAD
-    last[segments.rows[in_head]] = np.flatnonzero(in_head)  # of equal rows the last one stays
-    _check_fits(needed - segments.lengths[last], max_tokens)
-    excess = np.maximum(needed - max_tokens, 0)
-    lengths = segments.lengths.copy()
-    lengths[last] -= excess
-    return lengths, int(excess.sum())
+def _oldest(segments: _Segments, lengths: Ints, reserved: int, max_tokens: int, *, cut: bool) -> Ints:
+    """The first behavior ``(N,)`` of each prompt that fits, where each segment costs what it does by itself."""
+    begins, ends = segments.firsts[:-1], segments.firsts[1:]
+    in_lead, inside = segments.parts == _LEAD, segments.parts == _BEHAVIORS
+    always = np.flatnonzero(~(in_lead | inside))
+    needed = reserved + _prompt_tokens(segments, lengths, always)
+    description = lengths[_descriptions(segments)] if cut else 0
+    _check_fits(needed - description, max_tokens)
+    left = np.maximum(max_tokens - needed, 0) - _prompt_tokens(segments, lengths, np.flatnonzero(in_lead))
+    of_behaviors = np.bincount(segments.behaviors[inside], lengths[inside], segments.firsts[-1]).astype(np.int64)
+    before = _cumulated(of_behaviors)  # (B+1,)
+    return np.clip(np.searchsorted(before, before[ends] - left), begins, ends)
+
+
+def _prompt_tokens(segments: _Segments, lengths: Ints, places: Ints) -> Ints:
+    """The tokens ``(N,)`` of each prompt at some places, without the response."""
+    places = places[segments.parts[places] != _RESPONSE]
+    counts = np.bincount(segments.rows[places], lengths[places], len(segments.firsts) - 1)
+    return counts.astype(np.int64)
+
+
+def _descriptions(segments: _Segments) -> Ints:
+    """The place ``(N,)`` of the last segment of each head."""
+    last = np.zeros(len(segments.firsts) - 1, dtype=np.int64)
+    in_head = np.flatnonzero(segments.parts == _HEAD)
+    last[segments.rows[in_head]] = in_head  # of equal rows the last one stays
+    return last
+
+
+def _stays(segments: _Segments, oldest: Ints, places: Ints) -> NDArray[np.bool_]:
+    """Which places stay, where behaviors older than each prompt's ``oldest`` go."""
+    rows, parts, ends = segments.rows[places], segments.parts[places], segments.firsts[1:]
+    newer = (parts != _BEHAVIORS) | (segments.behaviors[places] >= oldest[rows])
+    found: NDArray[np.bool_] = newer & ((parts != _LEAD) | (oldest < ends)[rows])
+    return found
+
+
+def _joined(segments: _Segments, places: Ints, is_cut: NDArray[np.bool_], fragments: Fragments) -> Ints:
+    """The fragments at some places, texts joined with their neighbors, but not behind a description that is cut."""
+    found, rows = segments.fragments[places], segments.rows[places]
+    is_text = found >= fragments.first_text
+    opens = np.ones(len(places), dtype=np.bool_)
+    opens[1:] = ~(is_text[1:] & is_text[:-1]) | (rows[1:] != rows[:-1])
+    if is_cut.any():
+        opens[1:] |= (places == _descriptions(segments)[rows])[:-1] & is_cut[rows[1:]]
+    found[is_text] = fragments.join(found[is_text], np.cumsum(opens, dtype=np.int64)[is_text])
+    return found
 
 
 def _check_fits(needed: Ints, max_tokens: int) -> None:
@@ -282,26 +332,6 @@ def _check_fits(needed: Ints, max_tokens: int) -> None:
             f"prompts.max_tokens is {max_tokens}, but the prompt of row {needed.argmax()} needs {needed.max()} tokens "
             f"without its behaviors: set prompts.max_tokens to at least {needed.max()}"
         )
-
-
-def _fit_behaviors(segments: _Segments, num_rows: int, max_tokens: int) -> tuple[NDArray[np.bool_], int]:
-    """Which segments stay ``(S,)``: the newest behaviors that fit; and the number of behaviors that go."""
-    inside = segments.parts == _BEHAVIORS
-    lengths = segments.lengths
-    others = np.bincount(segments.rows[~inside], lengths[~inside], num_rows).astype(np.int64)  # (N,)
-    numbers = segments.behaviors[inside]
-    num_behaviors = int(numbers.max(initial=-1)) + 1
-    rows = np.zeros(num_behaviors, dtype=np.int64)
-    rows[numbers] = segments.rows[inside]
-    cost = np.bincount(numbers, lengths[inside], num_behaviors).astype(np.int64)
-    until_row_end = np.cumsum(np.bincount(rows, cost, num_rows).astype(np.int64))[rows]
-    with_newer = until_row_end - np.cumsum(cost) + cost  # tokens of a behavior and of all newer ones of its row
-    fits = with_newer <= (max_tokens - others)[rows]
-    kept = np.ones(len(inside), dtype=np.bool_)
-    kept[inside] = fits[numbers]
-    in_lead = segments.parts == _LEAD
-    kept[in_lead] = (np.bincount(rows[fits], minlength=num_rows) > 0)[segments.rows[in_lead]]
-    return kept, int(np.count_nonzero(~fits))
 
 
 def _join(parts: list[Encoded]) -> Encoded:

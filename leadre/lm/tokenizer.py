@@ -2,18 +2,21 @@
 
 import json
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import repeat
 from typing import Any, cast
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 BYTES = 256
 TEXTS = 250_000
 _SEPARATOR = Regex(r"[;/:,.；：，。、] ?")
 _NUMBER = Regex(r"[0-9]{1,3}")
+_NORMAL_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -90,3 +93,52 @@ def plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
         )
     described |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     return Tokenizer.from_str(json.dumps(described))
+
+
+class Words:
+    """How a tokenizer cuts a text into words. No token reaches over the end of a word.
+
+    Args:
+        plain: The tokenizer, without its added tokens.
+
+    Attributes:
+        known: Whether what happens to a text can be told from its words: there are words, and what is done to letters
+            before is nothing or a normal form of Unicode.
+    """
+
+    def __init__(self, plain: Tokenizer) -> None:
+        self._normalizer, self._cutter = plain.normalizer, plain.pre_tokenizer
+        self.known = self._cutter is not None and _only_normal_forms(self._normalizer)
+        self._alone = lru_cache(1 << 16)(lambda text: [piece for piece, _ in self._pieces(text)])
+
+    def normal(self, text: str) -> str:
+        """The text as the tokenizer's normalizer writes it."""
+        return text if self._normalizer is None else str(self._normalizer.normalize_str(text))
+
+    def cut(self, text: str) -> list[str]:
+        """The words of a normal text, which make it up again; the whole as one word where they would not."""
+        words = [text[begin:end] for _, (begin, end) in self._pieces(text)]
+        return words if "".join(words) == text else [text]
+
+    def apart(self, left: str, right: str) -> bool:
+        """Whether the end of a word and the beginning of the next one, in normal texts, stay words where they meet.
+
+        Where the right one begins with a combining mark, they do not, whatever stands before: the mark may reach over
+        several others to a letter.
+        """
+        both = left + right
+        if not both.isascii() and (unicodedata.category(right[0]).startswith("M") or self.normal(both) != both):
+            return False
+        return self._alone(left) + self._alone(right) == [piece for piece, _ in self._pieces(both)]
+
+    def _pieces(self, text: str) -> list[tuple[str, tuple[int, int]]]:
+        """The words as the model gets them, each with its place in the text."""
+        found: list[tuple[str, tuple[int, int]]] = self._cutter.pre_tokenize_str(text)
+        return found
+
+
+def _only_normal_forms(normalizer: normalizers.Normalizer | None) -> bool:
+    if normalizer is None:
+        return True
+    told = json.loads(normalizer.__getstate__())
+    return all(part["type"] in _NORMAL_FORMS for part in told.get("normalizers", [told]))

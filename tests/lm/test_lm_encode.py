@@ -1,3 +1,5 @@
+import functools
+import itertools
 import json
 
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from leadre import tables
 from leadre.lm import encode as stage
@@ -23,7 +26,9 @@ SIDS = pl.DataFrame(
     schema=tables.SIDS.schema,
 )
 HOSTILE = ["<a_0>", "<a_0> <b_1>", "<|endoftext|>", "<think>", "<s>", "<Learnable Token>"]
-UNTRUSTED = st.lists(st.one_of(st.text(max_size=6), st.sampled_from(HOSTILE)), max_size=4).map("".join)
+UNTRUSTED = st.lists(
+    st.one_of(st.text(max_size=6), st.sampled_from(HOSTILE), st.text("abcde", max_size=5)), max_size=4
+).map("".join)
 
 
 def _vocabulary(*, bos=False):
@@ -38,7 +43,19 @@ def _vocabulary(*, bos=False):
     return Vocabulary(tokenizer, sid_offsets=(first + 2, first + 12), soft_ids=(first, first + 1))
 
 
-PLAIN, WITH_BOS = _vocabulary(), _vocabulary(bos=True)
+def _merging():
+    """All is one word; ``abcd`` and ``e`` are a token each, but ``abcde`` is three: ``ab``, ``c``, ``de``."""
+    pairs = [("d", "e"), ("a", "b"), ("c", "d"), ("ab", "cd")]
+    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, pairs)]
+    tokenizer = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, pairs))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    first = len(names)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+    return Vocabulary(wrapped, sid_offsets=(first + 2, first + 12), soft_ids=(first, first + 1))
+
+
+PLAIN, WITH_BOS, MERGING = _vocabulary(), _vocabulary(bos=True), _merging()
 FIRST = len(PLAIN.tokenizer)
 
 
@@ -76,32 +93,49 @@ def _rows(encoded):
 
 
 def _reference(pair, max_tokens, vocabulary=PLAIN, num_ads=1):
-    """One prompt, one segment at a time, dropping one behavior at a time."""
-    plain, softs = plain_tokenizer(vocabulary.tokenizer), iter(vocabulary.soft_ids)
-    codes = dict(SIDS.select("ad_id", "sid").iter_rows())
+    """One prompt, one run of texts at a time, dropping one behavior at a time."""
+    reserved, behaviors = num_ads * len(vocabulary.sid_offsets), list(pair["behaviors"])
 
-    def tokens(segments, ad_kind=1):
-        found = []
-        for segment in segments:
-            match segment["kind"]:
-                case "text":
-                    found += [(token, 0) for token in plain.encode(segment["value"], add_special_tokens=False).ids]
-                case "ad":
-                    sid = zip(codes[segment["value"]], vocabulary.sid_offsets, strict=True)
-                    found += [(code + offset, ad_kind) for code, offset in sid]
-                case "soft":
-                    found.append((next(softs), 0))
-        return found
+    def prompt():
+        middle = [*pair["lead"], *itertools.chain(*behaviors)] if behaviors else []
+        return [*pair["head"], *middle, *pair["tail"]]
 
-    head, tail = tokens(pair["head"]), tokens(pair["tail"])
-    response = tokens([ad(ad_id) for ad_id in (pair["ad_id"], *pair["following"])], ad_kind=2)
-    reserved = num_ads * len(vocabulary.sid_offsets)
-    behaviors = [tokens(behavior) for behavior in pair["behaviors"]]
-    lead = tokens(pair["lead"])
-    while behaviors and len(head) + len(lead) + sum(map(len, behaviors)) + len(tail) + reserved > max_tokens:
+    # Each segment by itself, then together.
+    while behaviors and sum(len(_tokens([one], vocabulary)) for one in prompt()) + reserved > max_tokens:
         behaviors.pop(0)
-    middle = [*lead, *(token for behavior in behaviors for token in behavior)] if behaviors else []
-    return [*head, *middle, *tail, *response]
+    while behaviors and len(_tokens(prompt(), vocabulary)) + reserved > max_tokens:
+        behaviors.pop(0)
+    response = _tokens([ad(ad_id) for ad_id in (pair["ad_id"], *pair["following"])], vocabulary, ad_kind=2)
+    return [*_tokens(prompt(), vocabulary), *response]
+
+
+_plain = functools.cache(plain_tokenizer)
+
+
+def _tokens(segments, vocabulary, ad_kind=1):
+    plain, softs = _plain(vocabulary.tokenizer), iter(vocabulary.soft_ids)
+    codes, found = dict(SIDS.select("ad_id", "sid").iter_rows()), []
+    for kind, alike in itertools.groupby(segments, key=lambda segment: segment["kind"]):
+        values = [segment["value"] for segment in alike]
+        match kind:
+            case "text":
+                found += [(token, 0) for token in plain.encode("".join(values), add_special_tokens=False).ids]
+            case "ad":
+                found += [
+                    (code + offset, ad_kind)
+                    for value in values
+                    for code, offset in zip(codes[value], vocabulary.sid_offsets, strict=True)
+                ]
+            case "soft":
+                found += [(next(softs), 0) for _ in values]
+    return found
+
+
+def _needed(pair, vocabulary=PLAIN, num_ads=1):
+    """Tokens without behaviors, each segment by itself or together, whichever is more."""
+    bare = [*pair["head"], *pair["tail"]]
+    apart = sum(len(_tokens([one], vocabulary)) for one in bare)
+    return max(apart, len(_tokens(bare, vocabulary))) + num_ads * len(vocabulary.sid_offsets)
 
 
 SEGMENTS = st.lists(st.one_of(UNTRUSTED.map(text), st.sampled_from("ABC").map(ad)), max_size=3)
@@ -121,12 +155,16 @@ PAIRS = st.builds(
 
 
 @settings(deadline=None, max_examples=40)
-@given(pairs=st.lists(PAIRS, min_size=1, max_size=3), num_ads=st.integers(3, 4), spare=st.integers(0, 60))
-def test_cached_fragments_equal_encoding_one_segment_at_a_time_within_any_budget(pairs, num_ads, spare):
-    bare = [{**pair, "lead": [], "behaviors": [], "following": ["A"] * (num_ads - 1)} for pair in pairs]
-    max_tokens = max(len(_reference(pair, 10**9)) for pair in bare) + spare
-    encoded = _encode(*pairs, max_tokens=max_tokens, num_ads=num_ads)
-    assert _rows(encoded) == [_reference(pair, max_tokens, num_ads=num_ads) for pair in pairs]
+@given(
+    pairs=st.lists(PAIRS, min_size=1, max_size=3),
+    num_ads=st.integers(3, 4),
+    spare=st.integers(0, 60),
+    vocabulary=st.sampled_from([PLAIN, MERGING]),
+)
+def test_cached_fragments_equal_encoding_whole_runs_of_text_within_any_budget(pairs, num_ads, spare, vocabulary):
+    max_tokens = max(_needed(pair, vocabulary, num_ads) for pair in pairs) + spare
+    encoded = _encode(*pairs, max_tokens=max_tokens, num_ads=num_ads, vocabulary=vocabulary)
+    assert _rows(encoded) == [_reference(pair, max_tokens, vocabulary, num_ads) for pair in pairs]
     assert np.diff(encoded.offsets).max() <= max_tokens
 
 
@@ -135,8 +173,7 @@ def test_cached_fragments_equal_encoding_one_segment_at_a_time_within_any_budget
 def test_prompts_alone_are_the_prompts_of_pairs_with_one_ad(pairs, spare, bos):
     vocabulary = WITH_BOS if bos else PLAIN
     pairs = [{**pair, "following": []} for pair in pairs]
-    bare = [{**pair, "lead": [], "behaviors": []} for pair in pairs]
-    max_tokens = max((len(_reference(pair, 10**9)) for pair in bare), default=0) + 1 + spare
+    max_tokens = max((_needed(pair) for pair in pairs), default=0) + 1 + spare
     encoded = _encode(*pairs, max_tokens=max_tokens, vocabulary=vocabulary)
     frame = pl.DataFrame(pairs, schema=tables.PAIRS.schema).select(list(tables.PROMPTS.columns))
     prompts = encode_prompts(_arrow(frame), Fragments(vocabulary, SIDS), max_tokens=max_tokens)
@@ -229,6 +266,32 @@ def test_a_tokenizer_that_begins_texts_with_a_token_begins_prompts_with_it_once(
     assert encoded.kinds[0] == 0
     assert PLAIN.tokenizer.bos_token_id == bos
     assert bos not in _encode(pair).ids
+
+
+def test_where_texts_together_take_more_tokens_the_oldest_behaviors_go():
+    pair = _pair(behaviors=[[text("abcd")], [text("abcd")], [text("e")]])
+    encoded = _encode(pair, max_tokens=6, vocabulary=MERGING)
+    assert MERGING.tokenizer.decode(encoded.ids[:4]) == "abcdabcde"
+    assert (len(encoded.ids), encoded.dropped) == (6, 0)
+    encoded = _encode(pair, max_tokens=5, vocabulary=MERGING)  # by themselves, all three would fit
+    assert MERGING.tokenizer.convert_ids_to_tokens(encoded.ids[:3]) == ["ab", "c", "de"]
+    assert (len(encoded.ids), encoded.dropped) == (5, 1)
+
+
+def test_texts_that_only_fit_by_themselves_are_refused_or_cut():
+    pair = _pair(head=[text("abcd"), text("e")])
+    with pytest.raises(ValueError, match="max_tokens is 4, but the prompt of row 0 needs 5 tokens without its behav"):
+        _encode(pair, max_tokens=4, vocabulary=MERGING)
+    encoded = _encode(pair, max_tokens=4, vocabulary=MERGING, cut=True)
+    assert MERGING.tokenizer.convert_ids_to_tokens(encoded.ids[:2]) == ["ab", "c"]
+    assert (encoded.offsets.tolist(), encoded.cut) == ([0, 4], 1)
+
+
+def test_a_description_that_is_cut_is_not_joined_with_the_question():
+    pair = _pair(head=[text("h"), text("abcdabcd")], tail=[text("e")])
+    encoded = _encode(pair, max_tokens=5, vocabulary=MERGING, cut=True)
+    assert MERGING.tokenizer.convert_ids_to_tokens(encoded.ids[:3]) == ["h", "abcd", "e"]
+    assert encoded.cut == 1
 
 
 def test_an_ad_outside_the_catalog_is_refused():
