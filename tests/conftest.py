@@ -32,6 +32,7 @@ def compute() -> ComputeConfig:
         devices=1,
         num_nodes=1,
         strategy="auto",
+        compile=False,
         threads=1,
         checkpoint_every_steps=3,
         progress=False,

@@ -89,7 +89,7 @@ def trained_rqvae(config: RQVAEConfig, x: Tensor, *, out: Path, compute: Compute
     plan = list(_plan(len(x), batch_size=config.batch_size, steps=config.steps, seed=config.seed))
     fit(
         module,
-        Batches(plan, lambda rows: x[torch.from_numpy(rows)]),
+        Batches(plan, partial(_batch, x)),
         out=out,
         compute=compute,
         logger=logger,
@@ -122,6 +122,16 @@ def started_rqvae(config: RQVAEConfig, x: Tensor) -> RQVAE:
     latents = torch.cat([network.latents(x[some]) for some in torch.split(rows, diagnostics.BLOCK)])
     network.codebooks.data.copy_(_codebooks(latents, config, generator))
     return network
+
+
+def _batch(x: Tensor, rows: NDArray[np.int64], whole: NDArray[np.int64]) -> Tensor:
+    """The embeddings of a rank's part of a batch."""
+    if not len(rows):
+        raise ValueError(
+            f"a batch has {len(whole)} rows, fewer than there are ranks: raise quantizer.batch_size or lower "
+            "compute.devices"
+        )
+    return x[torch.from_numpy(rows)]
 
 
 def _quantize_in_training(config: RQVAEConfig) -> Callable[[Tensor, Tensor], Quantized]:

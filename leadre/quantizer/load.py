@@ -44,6 +44,11 @@ def read_shape(folder: Path) -> dict[str, Any]:
     return shape
 
 
+def has_network(folder: Path) -> bool:
+    """Whether codes were made by a network; imported, random and shuffled codes were not."""
+    return (folder / TENSORS).exists()
+
+
 def load(folder: Path) -> Network:
     """Build the network that made the codes in a folder, with its tensors, on the CPU.
 

@@ -1,5 +1,6 @@
 """A training's batches as one list, drawn up before the first step and resumable at any of them."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,44 +12,60 @@ from numpy.typing import NDArray
 class Batches:
     """The batches of a whole training, in order; Lightning takes it as its train dataloader.
 
-    The plan is fixed before training, so the batch of a step is a pure function of the seed. The
-    state is the number of batches consumed, modulo the length: what an exact resume needs, also at
-    the very end of a training. Under DDP each rank takes every ``world_size``-th row of a batch.
+    The plan is fixed before training, so the batch of a step is a pure function of the seed. A step's rows are split
+    over the ranks and, for gradient accumulation, over micro-batches; `collate` gets its part and the whole, so that a
+    loss can be normalized over the whole: then neither split changes it. The state is the number of micro-batches
+    consumed, modulo the length: what an exact resume needs, also at the very end of a training.
 
     Args:
-        plan: One array of row indices a batch.
-        collate: Turns row indices into what the module's ``training_step`` takes.
+        plan: One array of row indices an optimizer step.
+        collate: Turns a part of a step's rows (maybe none) and all of them into what ``training_step`` takes.
+        micro_batches: Parts that a rank's rows of a step come in, one after another.
     """
 
-    def __init__(self, plan: Sequence[NDArray[np.int64]], collate: Callable[[NDArray[np.int64]], Any]) -> None:
+    def __init__(
+        self,
+        plan: Sequence[NDArray[np.int64]],
+        collate: Callable[[NDArray[np.int64], NDArray[np.int64]], Any],
+        *,
+        micro_batches: int = 1,
+    ) -> None:
         if not plan:
             raise ValueError("plan holds no batch: there is nothing to train on; check that the rows are not empty")
         self.plan = plan
         self.collate = collate
+        self.micro_batches = micro_batches
         self.done = 0
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.plan) * self.micro_batches
 
     def __iter__(self) -> Iterator[Any]:
         rank, world_size = _rank_and_world_size()
-        for step in range(self.done % len(self.plan), len(self.plan)):
-            rows = self.plan[step][rank::world_size]
-            if not len(rows):
-                raise ValueError(
-                    f"batch {step} has {len(self.plan[step])} rows, fewer than the {world_size} ranks: "
-                    "raise the batch size or lower compute.devices"
-                )
-            self.done = step + 1  # before the yield: a checkpoint inside the step counts this batch as consumed
-            yield self.collate(rows)
+        parts = world_size * self.micro_batches
+        for place in range(self.done % len(self), len(self)):
+            step, part = divmod(place, self.micro_batches)
+            whole = self.plan[step]
+            self.done = place + 1  # before the yield: a checkpoint inside the step counts this batch as consumed
+            yield self.collate(whole[rank + part * world_size :: parts], whole)
 
     def state_dict(self) -> dict[str, int]:
-        """The number of batches consumed, modulo the length."""
-        return {"done": self.done % len(self.plan)}
+        """The number of micro-batches consumed, modulo the length."""
+        return {"done": self.done % len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the batches that were consumed."""
+        """Go on after the micro-batches that were consumed."""
         self.done = state["done"]
+
+
+def micro_batches_of(batch_size: int, micro_batch_size: int | None, *, devices: int) -> int:
+    """In how many parts each device takes its rows of a step, so that none has more than ``micro_batch_size`` at once.
+
+    Example:
+        >>> micro_batches_of(64, 10, devices=2), micro_batches_of(64, None, devices=2)
+        (4, 1)
+    """
+    return 1 if micro_batch_size is None else math.ceil(batch_size / (micro_batch_size * devices))
 
 
 def shuffled_plan(num_rows: int, *, batch_size: int, epochs: int, seed: int) -> list[NDArray[np.int64]]:
@@ -65,29 +82,42 @@ def shuffled_plan(num_rows: int, *, batch_size: int, epochs: int, seed: int) -> 
     return plan
 
 
-def bucketed_plan(lengths: NDArray[np.int64], *, batch_size: int, epochs: int, seed: int) -> list[NDArray[np.int64]]:
-    """Batches of rows of like length, so that little is spent on padding; the batches themselves are shuffled.
+def bucketed_plan(
+    lengths: NDArray[np.int64],
+    sizes: NDArray[np.int64] | None = None,
+    *,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+) -> list[NDArray[np.int64]]:
+    """Batches of items of like length, so that little is spent on padding; the batches themselves are shuffled.
 
-    Each epoch shuffles all rows, cuts them into pools of 50 batches, sorts a pool by length, cuts
+    Each epoch shuffles all items, cuts them into pools of 50 batches, sorts a pool by length, cuts
     it into batches, and shuffles the epoch's batches.
 
     Args:
-        lengths: Tokens of each row, ``(N,)``.
-        batch_size: Rows a batch; the last of an epoch may have fewer.
-        epochs: Times that each row is seen.
+        lengths: Tokens of each item, ``(N,)``.
+        sizes: Rows of each item, ``(N,)``; None is one each.
+        batch_size: Rows a batch; the last of a pool may have fewer, and the last item of a batch may pass it.
+        epochs: Times that each item is seen.
         seed: 0 is a seed.
     """
+    sizes = np.ones_like(lengths) if sizes is None else sizes
     plan: list[NDArray[np.int64]] = []
     for epoch in range(epochs):
         rng = np.random.default_rng([seed, epoch])
         order = rng.permutation(len(lengths))
         batches = []
-        for pool_start in range(0, len(order), 50 * batch_size):
-            pool = order[pool_start : pool_start + 50 * batch_size]
-            pool = pool[np.argsort(lengths[pool], kind="stable")]
-            batches += [pool[start : start + batch_size] for start in range(0, len(pool), batch_size)]
+        for pool in _cut(order, sizes, 50 * batch_size):
+            batches += _cut(pool[np.argsort(lengths[pool], kind="stable")], sizes, batch_size)
         plan += [batches[i] for i in rng.permutation(len(batches))]
     return plan
+
+
+def _cut(items: NDArray[np.int64], sizes: NDArray[np.int64], rows: int) -> list[NDArray[np.int64]]:
+    """Cut items into pieces of about so many rows."""
+    before = np.cumsum(sizes[items]) - sizes[items]
+    return np.split(items, np.flatnonzero(np.diff(before // rows)) + 1)
 
 
 def _rank_and_world_size() -> tuple[int, int]:

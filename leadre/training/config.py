@@ -3,9 +3,9 @@
 Other devices or threads add in another order, so the last digits of a result may differ; the manifest records them.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from leadre.settings import settings
 
@@ -17,10 +17,20 @@ class ComputeConfig:
     accelerator: Literal["auto", "cpu", "gpu"]
     devices: Annotated[int, Field(ge=1)]
     num_nodes: Annotated[int, Field(ge=1)]
-    strategy: Literal["auto", "ddp"]
+    strategy: Literal["auto", "ddp", "fsdp"]
+    compile: bool
     threads: Annotated[int, Field(ge=1)] | None
     checkpoint_every_steps: Annotated[int, Field(ge=1)]
     progress: bool
+
+    @model_validator(mode="after")
+    def _compiled_weights_stay_whole(self) -> Self:
+        if self.compile and self.strategy == "fsdp":
+            raise ValueError(
+                "compile is true, but strategy is 'fsdp', whose shared weights have not been tried compiled: set "
+                "compute.compile=false, or compute.strategy=ddp"
+            )
+        return self
 
 
 @settings

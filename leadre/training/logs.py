@@ -14,6 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from leadre.training.config import FileLogs, LoggerConfig, WandbLogs
 
+INIT_S, FINISH_S = 10.0, 60.0
+"""How long W&B is waited for: for each of two answers at the start of a run, and for what is not sent at its end."""
 log = logging.getLogger(__name__)
 
 
@@ -33,7 +35,9 @@ class FileLogger(Logger):
         self.path = folder / "metrics.jsonl"
         self.step = step
         kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step] if resume_step else []
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(part, self.path)  # a kill while it is written must not cost the rows
         self.logged = {(row["step"], *sorted(row)) for row in kept}
 
     @property
@@ -81,43 +85,134 @@ def write_csv(folder: Path) -> None:
         writer.writerows(rows)
 
 
+class Unfailing(Logger):
+    """A W&B run that a training does not depend on: its first error is told, and then it is left alone.
+
+    Args:
+        logger: The run.
+        remedy: What the user can do about an error.
+    """
+
+    def __init__(self, logger: WandbLogger, *, remedy: str) -> None:
+        super().__init__()
+        self.logger: WandbLogger | None = logger
+        self.remedy = remedy
+        self.last: object = None
+
+    @property
+    def name(self) -> str | None:
+        """The run's."""
+        return self.logger.name if self.logger else None
+
+    @property
+    def version(self) -> int | str | None:
+        """The run's."""
+        return self.logger.version if self.logger else None
+
+    def log_hyperparams(self, *args: object, **kwargs: object) -> None:
+        """Nothing: the manifest holds the settings."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Hand on one row; `Saving` has each row that comes with a checkpoint logged twice, of which one is enough."""
+        row = (step, *sorted(metrics))
+        if row != self.last:
+            self.last = row
+            self._try(lambda logger: logger.log_metrics(dict(metrics), step))
+
+    def save(self) -> None:
+        """Hand on."""
+        self._try(lambda logger: logger.save())
+
+    def finalize(self, status: str) -> None:
+        """End the run: the next stage has one of its own."""
+        self._try(lambda logger: logger.finalize(status))
+        self._try(lambda logger: logger.experiment.finish(exit_code=0 if status == "success" else 1))
+
+    def _try(self, act: Callable[[WandbLogger], None]) -> None:
+        if self.logger is None:
+            return
+        try:
+            act(self.logger)
+        except Exception as error:  # whatever it is, it is not worth a training
+            self.logger = None
+            why = f"{type(error).__name__}: {_first_line(error)}"
+            log.warning("W&B failed (%s): it goes on without; %s", why, self.remedy)
+
+
 def loggers(
     config: LoggerConfig, folder: Path, *, name: str, resume_step: int, step: Callable[[], int]
 ) -> list[Logger]:
-    """The file logger, and Weights & Biases beside it where the config asks for it."""
+    """The file logger, and Weights & Biases beside it where the config asks for it and it can be had."""
     files = FileLogger(folder, resume_step=resume_step, step=step)
     match config:
         case FileLogs():
             return [files]
         case WandbLogs():
-            return [files, wandb_logger(config, name=name, job_type=name.split(".")[0])]
+            run = wandb_run(config, name=name, job_type=name.split(".")[0])
+            return [files] if run is None else [files, Unfailing(run, remedy=_remedy(config))]
 
 
-def wandb_logger(config: WandbLogs, *, name: str, job_type: str) -> WandbLogger:
-    """A W&B run; offline when neither WANDB_API_KEY nor a netrc entry is there."""
-    options: dict[str, Any] = {"entity": config.entity, "group": config.group, "tags": list(config.tags)}
-    Path(config.folder).mkdir(parents=True, exist_ok=True)
-    return WandbLogger(
-        name=name,
-        project=config.project,
-        save_dir=config.folder,
-        offline=not _has_wandb_key(),
-        job_type=job_type,
-        reinit="finish_previous",
-        **options,
-    )
+def wandb_run(config: WandbLogs, *, name: str, job_type: str) -> WandbLogger | None:
+    """A W&B run that has started; offline without WANDB_API_KEY and netrc entry, or when W&B cannot be reached.
+
+    Nothing that W&B does ends a training. It is waited for half a minute at most, once a process: Lightning sets
+    WANDB_MODE to offline for the rest.
+    """
+    for offline in [True] if not _has_wandb_key() else [False, True]:
+        try:
+            run = _wandb_logger(config, name=name, job_type=job_type, offline=offline)
+            _ = run.experiment  # starts it
+        except Exception as error:  # whatever it is, it is not worth a training
+            why = f"{type(error).__name__}: {_first_line(error)}"
+            log.warning("W&B cannot be had (%s): it goes on without; %s", why, _remedy(config))
+        else:
+            return run
+    return None
 
 
 def log_scores(config: WandbLogs, systems: Mapping[str, Mapping[str, float | None]]) -> None:
     """A W&B run of its own for the scores of all systems, named ``test/<system>/<metric>``; undefined ones are not."""
-    run = wandb_logger(config, name="scores", job_type="scores")
+    run = wandb_run(config, name="scores", job_type="scores")
+    if run is None:
+        return
     flat = {f"test/{system}/{name}": value for system, row in systems.items() for name, value in row.items()}
-    run.log_metrics({name: value for name, value in flat.items() if value is not None})
-    run.experiment.finish()
+    sink = Unfailing(run, remedy=_remedy(config))
+    sink.log_metrics({name: value for name, value in flat.items() if value is not None})
+    sink.finalize("success")
+
+
+def _wandb_logger(config: WandbLogs, *, name: str, job_type: str, offline: bool) -> WandbLogger:
+    import wandb  # heavy, and not needed without it
+
+    Path(config.folder).mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {"entity": config.entity, "group": config.group, "tags": list(config.tags)}
+    if offline:
+        options["mode"] = "offline"  # once it was online, W&B overlooks the WANDB_MODE that Lightning sets
+    return WandbLogger(
+        name=name,
+        project=config.project,
+        save_dir=config.folder,
+        offline=offline,
+        job_type=job_type,
+        reinit="finish_previous",
+        settings=wandb.Settings(init_timeout=INIT_S, finish_timeout=FINISH_S),
+        **options,
+    )
+
+
+def _remedy(config: WandbLogs) -> str:
+    return (
+        "all metrics are in metrics.jsonl beside the result, and what W&B kept offline can be sent with "
+        f"`wandb sync {Path(config.folder) / 'wandb'}/offline-run-*`"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_MODE") in {"offline", "disabled"}:
+    if os.environ.get("WANDB_MODE") in {"offline", "disabled", "dryrun"}:
         return False
     if os.environ.get("WANDB_API_KEY"):
         return True

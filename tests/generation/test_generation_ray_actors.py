@@ -21,7 +21,7 @@ PROGRAM = textwrap.dedent("""
     from leadre.generation.generate import generate_audience
     from leadre.training.config import ComputeConfig
     model, catalog, audience, out = map(Path, sys.argv[1:5])
-    compute = ComputeConfig(accelerator="cpu", devices=1, num_nodes=1, strategy="auto", threads=1,
+    compute = ComputeConfig(accelerator="cpu", devices=1, num_nodes=1, strategy="auto", compile=False, threads=1,
                             checkpoint_every_steps=1, progress=False)
     config = DecodingConfig(**json.loads(sys.argv[5]))
     generate_audience(config, model, catalog, audience, out=out, compute=compute, ray_actors=2)

@@ -373,7 +373,7 @@ PROGRAM = textwrap.dedent("""
     VERSION = 1
     root, model, catalog, audience = map(Path, sys.argv[1:5])
     config = DecodingConfig(**json.loads(sys.argv[5]))
-    compute = ComputeConfig(accelerator="cpu", devices=1, num_nodes=1, strategy="auto", threads=1,
+    compute = ComputeConfig(accelerator="cpu", devices=1, num_nodes=1, strategy="auto", compile=False, threads=1,
                             checkpoint_every_steps=1, progress=False)
     write = worker.write_part
     def write_and_die(plan, shard, *arguments, **keywords):

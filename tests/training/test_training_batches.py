@@ -26,23 +26,23 @@ def test_buckets_hold_rows_of_like_length():
 
 def test_batches_go_on_from_any_state_and_start_anew_after_the_last():
     plan = shuffled_plan(10, batch_size=3, epochs=2, seed=1)
-    whole = [rows.tolist() for rows in Batches(plan, lambda rows: rows)]
+    whole = [rows.tolist() for rows in Batches(plan, lambda rows, whole: rows)]
     for consumed in range(len(plan) + 1):
-        batches = Batches(plan, lambda rows: rows)
+        batches = Batches(plan, lambda rows, whole: rows)
         batches.load_state_dict({"done": consumed % len(plan)})
         rest = [rows.tolist() for rows in batches]
         assert rest == (whole[consumed:] or whole)
 
 
 def test_the_state_inside_a_step_counts_its_batch_as_consumed():
-    batches = Batches(shuffled_plan(4, batch_size=2, epochs=1, seed=0), lambda rows: rows)
+    batches = Batches(shuffled_plan(4, batch_size=2, epochs=1, seed=0), lambda rows, whole: rows)
     states = [batches.state_dict()["done"] for _ in batches]
     assert states == [1, 0]
 
 
 def test_an_empty_plan_is_refused():
     with pytest.raises(ValueError, match="plan holds no batch"):
-        Batches([], lambda rows: rows)
+        Batches([], lambda rows, whole: rows)
 
 
 def test_seeds_give_other_orders_and_zero_is_a_seed():

@@ -1,85 +1,96 @@
 import json
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
 
-from leadre.training.batches import Batches, shuffled_plan
-from leadre.training.checkpoint import AtomicCheckpointIO, progress_of
-from leadre.training.fit import fit
 from leadre.training.logs import read_metrics, write_csv
 
-X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+Killed = BaseException
+STEPS = 12
 
 
-class _Line(LightningModule):
-    """A linear model that can die at a step, as a killed process would."""
-
-    def __init__(self, dies_at: int | None = None) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.line = torch.nn.Linear(3, 1)
-        self.dies_at = dies_at
-
-    def training_step(self, batch: torch.Tensor) -> torch.Tensor:
-        if self.global_step == self.dies_at:
-            raise RuntimeError("killed")
-        loss = (self.line(batch).squeeze(1) - batch.sum(1)).square().mean()
-        self.log("train/loss", loss)
-        return loss
-
-    def validation_step(self, batch: torch.Tensor) -> None:
-        self.log("valid/loss", (self.line(batch).squeeze(1) - batch.sum(1)).square().mean())
-
-    def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.parameters(), lr=0.1)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+@pytest.fixture(scope="module")
+def unbroken():
+    """What unbroken trainings gave, by their settings: each is run once."""
+    return {}
 
 
-def _train(out, compute, logger, dies_at=None):
-    out.mkdir(exist_ok=True)
-    module = _Line(dies_at)
-    plan = shuffled_plan(20, batch_size=5, epochs=3, seed=0)
-    train = Batches(plan, lambda rows: X[rows])
-    fit(module, train, out=out, compute=compute, logger=logger, name="line", valid=[X], valid_every_steps=5)
-    return module.line.weight.detach().numpy(), (out / "metrics.csv").read_text()
+def _whole(unbroken, tmp_path, train, **settings):
+    key = tuple(settings.items())
+    if key not in unbroken:
+        unbroken[key] = train(tmp_path / "whole", **settings)
+    return unbroken[key]
 
 
-@pytest.mark.parametrize("dies_at", [1, 3, 4, 6, 7, 11])
-def test_a_killed_training_goes_on_to_the_same_weights_and_metrics(tmp_path, compute, logger, dies_at):
-    weights, metrics = _train(tmp_path / "whole", compute, logger)
-    with pytest.raises(RuntimeError, match="killed"):
-        _train(tmp_path / "killed", compute, logger, dies_at)
-    resumed, resumed_metrics = _train(tmp_path / "killed", compute, logger)
-    assert resumed.tobytes() == weights.tobytes()
-    assert resumed_metrics == metrics
+def _check(unbroken, tmp_path, train, killed_at, compute, *, step, where, every, **settings):
+    compute = replace(compute, checkpoint_every_steps=every)
+    whole = _whole(unbroken, tmp_path, train, **settings)
+    out = tmp_path / "killed"
+    with pytest.raises(Killed):
+        train(out, killed_at(step, where), compute=compute, **settings)
+    assert train(out, compute=compute, **settings) == whole
+    left = [path.name[:9] for path in (out / "checkpoints").iterdir()]
+    assert left == [f"{STEPS:08}."]  # no debris, and the last step alone
+    assert train(out, compute=compute, **settings) == whole  # once more from the last step
 
 
-def test_a_finished_training_that_is_run_again_changes_nothing(tmp_path, compute, logger):
-    weights, metrics = _train(tmp_path / "out", compute, logger)
-    again, metrics_again = _train(tmp_path / "out", compute, logger)
-    assert again.tobytes() == weights.tobytes()
-    assert metrics_again == metrics
+FEW = [
+    (1, "after", 1, 1, 5),
+    (5, "after", 5, 2, 5),  # saved, and killed before its validation
+    (5, "validation", 1, 1, 5),
+    (5, "step", 5, 3, 5),  # in the first of the micro-batches after a checkpoint
+    (6, "inside", 3, 1, 5),
+    (12, "after", 50, 2, 4),  # the last step is a validation
+    (12, "validation", 50, 1, 5),
+]
 
 
-def test_metrics_hold_the_training_loss_and_a_validation_at_the_end(tmp_path, compute, logger):
-    _train(tmp_path / "out", compute, logger)
+@pytest.mark.parametrize(("step", "where", "every", "micro_batches", "valid_every_steps"), FEW)
+def test_a_killed_training_goes_on_to_the_same_weights_and_metrics(
+    unbroken, tmp_path, train, killed_at, compute, step, where, every, micro_batches, valid_every_steps
+):
+    settings = {"micro_batches": micro_batches, "valid_every_steps": valid_every_steps}
+    _check(unbroken, tmp_path, train, killed_at, compute, step=step, where=where, every=every, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 5, 50])
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_a_training_killed_anywhere_goes_on_to_the_same_weights_and_metrics(
+    unbroken, tmp_path, train, killed_at, compute, step, micro_batches, every
+):
+    places = ["step"] if step < STEPS else []
+    places += ["inside", "after"] if step % every == 0 or step in (4, 8, STEPS) else []
+    places += ["validation"] if step in (4, 8, STEPS) else []
+    for where in places:
+        settings = {"micro_batches": micro_batches, "valid_every_steps": 4}
+        folder = tmp_path / where
+        _check(unbroken, folder, train, killed_at, compute, step=step, where=where, every=every, **settings)
+
+
+def test_the_same_seed_twice_gives_the_same_bytes_and_another_seed_others(tmp_path, train):
+    first, again, other = (train(tmp_path / str(i), seed=seed) for i, seed in enumerate((0, 0, 1)))
+    assert first == again
+    assert first[0] != other[0]
+
+
+def test_micro_batches_give_the_step_of_the_whole_batch(tmp_path, train, monkeypatch):
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda batch, p: batch)
+    one, five = (np.frombuffer(train(tmp_path / str(n), micro_batches=n)[0], np.float32) for n in (1, 5))
+    assert five == pytest.approx(one, rel=1e-5)
+
+
+def test_metrics_hold_the_loss_the_gradient_and_a_validation_at_the_end(tmp_path, train):
+    train(tmp_path / "out", micro_batches=2)
     rows = read_metrics(tmp_path / "out" / "metrics.jsonl")
-    assert [row["step"] for row in rows if "valid/loss" in row] == [5, 10, 12]
-    assert all(np.isfinite(row["train/loss"]) for row in rows if "train/loss" in row)
-
-
-def test_a_save_that_fails_leaves_the_last_checkpoint_and_no_debris(tmp_path):
-    path = tmp_path / "last.ckpt"
-    loops = {"fit_loop": {"state_dict": {"combined_loader": [{"done": 7}]}}}
-    AtomicCheckpointIO().save_checkpoint({"global_step": 7, "loops": loops}, path)
-    with pytest.raises(AttributeError):
-        AtomicCheckpointIO().save_checkpoint({"global_step": lambda: 8}, path)
-    assert progress_of(path) == (7, 7)
-    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+    assert [row["step"] for row in rows if "valid/loss" in row] == [5, 10, STEPS]
+    trained = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in trained] == list(range(1, STEPS + 1))
+    assert all(np.isfinite([row["train/loss"], row["train/gradient_norm"]]).all() for row in trained)
 
 
 def test_a_metrics_row_cut_short_is_left_out(tmp_path):
@@ -87,3 +98,23 @@ def test_a_metrics_row_cut_short_is_left_out(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "a": 2.0}]
     write_csv(tmp_path)
     assert (tmp_path / "metrics.csv").read_text().split() == ["step,a", "1,2.0"]
+
+
+def test_a_folder_with_spaces_and_unicode_changes_nothing_and_nothing_is_written_elsewhere(
+    tmp_path, train, monkeypatch
+):
+    plain = train(tmp_path / "plain")
+    parent, elsewhere = tmp_path / "mein Ordner 广告 😀", tmp_path / "elsewhere"
+    out = parent / "out put"
+    out.mkdir(parents=True)
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("TMPDIR", str(elsewhere / "missing"))
+    parent.chmod(0o555)  # as far as it binds this user
+    try:
+        assert train(out) == plain
+    finally:
+        parent.chmod(0o755)
+    assert [path.name for path in parent.iterdir()] == ["out put"]
+    assert not list(elsewhere.iterdir())
+    assert sorted(os.listdir(out)) == ["checkpoints", "metrics.csv", "metrics.jsonl"]
