@@ -19,7 +19,7 @@ from leadre.inspection.energy import energy_left, reconstruction_error
 from leadre.inspection.likeness import likeness
 from leadre.inspection.side_by_side import side_by_side
 from leadre.quantizer import diagnostics
-from leadre.quantizer.load import TENSORS, load, read_shape
+from leadre.quantizer.load import has_network, load, read_shape
 
 VERSION = 1
 NUM_GROUPS, NUM_NAMES = 5, 3
@@ -71,8 +71,7 @@ def inspect(config: InspectionConfig, world: Path, embeddings: Path, codes: Path
     shape = read_shape(codes)
     sizes = shape["codebook_sizes"]
     groups = diagnostics.prefix_groups(index.codes)
-    has_network = (codes / TENSORS).is_file()  # random codes, and codes made elsewhere, have none
-    network = load(codes) if has_network else None
+    network = load(codes) if has_network(codes) else None
     report = {
         "kind": shape["kind"],
         "ads": len(index.codes),

@@ -23,7 +23,7 @@ class TinyLM:
     intermediate_size: Count
     text_tokens: Annotated[int, Field(ge=300)]
     initializer_range: Annotated[float, Field(gt=0)]
-    sid_start: Literal["normal", "mean"]
+    sid_start: Literal["normal", "mean", "codebook"]
     seed: Annotated[int, Field(ge=0)]
 
     @model_validator(mode="after")
@@ -44,7 +44,7 @@ class PretrainedLM:
     model: Annotated[str, Field(min_length=1)]
     revision: str | None
     dtype: Literal["float32", "bfloat16"]
-    sid_start: Literal["normal", "mean"]
+    sid_start: Literal["normal", "mean", "codebook"]
     seed: Annotated[int, Field(ge=0)]
 
 

@@ -1,85 +1,61 @@
-"""Batches of token rows: which tokens are learned, and how rows are padded."""
+"""Batches of token rows: which tokens are learned, how rows are padded, and which are read together."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 from torch import Tensor
 
 from leadre.lm.encode import HISTORY_AD, RESPONSE
+from leadre.lm.rows import Rows
+from leadre.sft.trees import Groups, Tree, tree
 from leadre.training.batches import bucketed_plan
 
 
-class Rows(NamedTuple):
-    """Encoded pairs of one or several tasks.
-
-    Attributes:
-        ids: ``(T,)`` tokens of all rows in one line.
-        kinds: ``(T,)`` 0 prompt, 1 S-ID of an ad in the history, 2 response.
-        offsets: ``(N+1,)`` row n is ``offsets[n] : offsets[n+1]``.
-        targets: ``(N,)`` catalog row of the response.
-    """
-
-    ids: NDArray[np.int32]
-    kinds: NDArray[np.uint8]
-    offsets: NDArray[np.int64]
-    targets: NDArray[np.int32]
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row, ``(N,)``."""
-        return np.diff(self.offsets)
-
-
-def read_rows(path: Path) -> Rows:
-    """Read one file of the tokens stage."""
-    return Rows(**load_file(path))
-
-
-def concatenate(parts: list[Rows]) -> Rows:
-    """The rows of several files as one, in their order."""
-    starts = np.cumsum([0, *(len(part.ids) for part in parts)])
-    offsets = [part.offsets[1:] + start for part, start in zip(parts, starts, strict=False)]
-    return Rows(
-        ids=np.concatenate([part.ids for part in parts]),
-        kinds=np.concatenate([part.kinds for part in parts]),
-        offsets=np.concatenate([np.zeros(1, dtype=np.int64), *offsets]),
-        targets=np.concatenate([part.targets for part in parts]),
-    )
+def num_learned(rows: Rows, *, loss_on: str) -> NDArray[np.int64]:
+    """Learned tokens of each row, ``(N,)``; its first token is never one, since nothing precedes it."""
+    learned = _is_learned(rows.kinds, loss_on)
+    learned[rows.offsets[:-1]] = False
+    total = np.concatenate([[0], np.cumsum(learned)])
+    return np.diff(total[rows.offsets])
 
 
 def mixed_plan(
-    lengths: Mapping[str, NDArray[np.int64]], epochs: Mapping[str, float], *, batch_size: int, seed: int
+    groups: Mapping[str, Groups],
+    epochs: Mapping[str, float],
+    *,
+    batch_size: int,
+    seed: int,
 ) -> list[NDArray[np.int64]]:
-    """The batches of a stage over the concatenated rows of its tasks, shuffled together.
+    """The batches of a stage over the concatenated groups of its tasks, shuffled together.
 
-    Each row of a task is seen ``epochs[task]`` times: whole epochs see every row, what is left of the
+    Each group of a task is seen ``epochs[task]`` times: whole epochs see every group, what is left of the
     number sees a random share of them. The tasks are spread evenly over the stage.
 
     Args:
-        lengths: Task to the tokens of its rows, in the order of concatenation.
+        groups: Task to its groups of rows, in the order of concatenation.
         epochs: Task to epochs, above 0.
-        batch_size: Rows a batch.
+        batch_size: Rows a batch, about: a group is not cut.
         seed: 0 is a seed.
     """
-    starts = dict(zip(lengths, np.cumsum([0, *map(len, lengths.values())]), strict=False))
+    counts = {task: len(of.lengths) for task, of in groups.items()}
+    starts = dict(zip(counts, np.cumsum([0, *counts.values()]), strict=False))
     rounds = int(np.ceil(max(epochs.values())))
-    everything = np.concatenate(list(lengths.values()))
+    lengths, sizes = (np.concatenate([getattr(of, name) for of in groups.values()]) for name in ("lengths", "sizes"))
     plan: list[NDArray[np.int64]] = []
     for turn in range(rounds):
-        rows = np.concatenate(
+        drawn = np.concatenate(
             [
-                starts[task] + _share_of(len(lengths[task]), number / rounds, turn, seed=[seed, position])
+                starts[task] + _share_of(counts[task], number / rounds, turn, seed=[seed, position])
                 for position, (task, number) in enumerate(epochs.items())
             ]
         )
-        if len(rows):
-            batches = bucketed_plan(everything[rows], batch_size=batch_size, epochs=1, seed=seed * 1009 + turn)
-            plan += [rows[batch] for batch in batches]
+        if len(drawn):
+            order = seed * 1009 + turn
+            batches = bucketed_plan(lengths[drawn], sizes[drawn], batch_size=batch_size, epochs=1, seed=order)
+            plan += [drawn[batch] for batch in batches]
     return plan
 
 
@@ -95,33 +71,77 @@ def _share_of(num_rows: int, epochs_a_turn: float, turn: int, *, seed: list[int]
 class Batch(NamedTuple):
     """A padded batch with its learned tokens.
 
+    A row of the batch is a row of the data, or a tree of several that begin alike (`leadre.sft.trees`).
+
     Attributes:
         ids: ``(B, T)`` tokens, right-padded with 0: under causal attention no token sees the padding.
         rows: ``(P,)`` row of each learned token.
-        positions: ``(P,)`` its position, at least 1.
+        places: ``(P,)`` where in its row it stands.
+        before: ``(P,)`` where the token before it stands, from which it is predicted.
+        weights: ``(P,)`` float32: in how many rows of the data it is learned; 0 where a batch only keeps a rank busy.
+        total: Learned tokens of the whole optimizer step, over all ranks and micro-batches.
+        positions: ``(B, T)`` position of each token in its own row of the data; None where no row is a tree.
+        ends: ``(B, T)`` the first place behind each token that does not go on from it; None where no row is a tree.
     """
 
     ids: Tensor
     rows: Tensor
-    positions: Tensor
+    places: Tensor
+    before: Tensor
+    weights: Tensor
+    total: float
+    positions: Tensor | None
+    ends: Tensor | None
 
 
-def collate(rows: Rows, which: NDArray[np.int64], *, loss_on: str) -> Batch:
-    """Pad the chosen rows and mark the tokens that are learned.
+def collate(
+    rows: Rows,
+    groups: NDArray[np.int64],
+    learned: NDArray[np.int64],
+    which: NDArray[np.int64],
+    whole: NDArray[np.int64],
+    *,
+    loss_on: str,
+) -> Batch:
+    """Pad the chosen groups and mark the tokens that are learned.
 
     Args:
         rows: All rows.
-        which: Indices of the rows of this batch.
+        groups: ``(G+1,)`` where each group of rows begins; of several rows it becomes a tree.
+        learned: ``(N,)`` what `num_learned` gives.
+        which: The groups of this batch; where there are none, one stands in and weighs nothing.
+        whole: All groups of the optimizer step, which the loss is the mean over.
         loss_on: ``response``, or ``history_and_response`` to learn every S-ID in the prompt too.
     """
-    smallest = HISTORY_AD if loss_on == "history_and_response" else RESPONSE
-    lengths = rows.lengths[which]
-    ids = np.zeros((len(which), int(lengths.max())), dtype=np.int64)
-    learned = np.zeros(ids.shape, dtype=bool)
-    for i, row in enumerate(which):
-        begin, end = rows.offsets[row], rows.offsets[row + 1]
-        ids[i, : end - begin] = rows.ids[begin:end]
-        learned[i, : end - begin] = rows.kinds[begin:end] >= smallest
-    learned[:, 0] = False  # nothing precedes the first token
-    at_row, at_position = learned.nonzero()
-    return Batch(torch.from_numpy(ids), torch.from_numpy(at_row), torch.from_numpy(at_position))
+    shown = which if len(which) else whole[:1]
+    trees = [_tree(rows, groups[group], groups[group + 1], loss_on) for group in shown]
+    is_tree = any(groups[group + 1] - groups[group] > 1 for group in shown)
+    width = max(len(tree.ids) for tree in trees)
+    at_row, at_place = np.stack([_padded(tree.counts, width, 0) for tree in trees]).nonzero()
+    weights = np.concatenate([tree.counts[tree.counts > 0] for tree in trees]).astype(np.float32)
+    parents = np.stack([_padded(tree.parents, width, 0) for tree in trees])
+    of_group = np.add.reduceat(learned, groups[:-1])
+    return Batch(
+        ids=torch.from_numpy(np.stack([_padded(tree.ids, width, 0) for tree in trees])),
+        rows=torch.from_numpy(at_row),
+        places=torch.from_numpy(at_place),
+        before=torch.from_numpy(parents[at_row, at_place]),
+        weights=torch.from_numpy(weights if len(which) else np.zeros_like(weights)),
+        total=float(max(of_group[whole].sum(), 1)),
+        positions=torch.from_numpy(np.stack([_padded(t.positions, width, 0) for t in trees])) if is_tree else None,
+        ends=torch.from_numpy(np.stack([_padded(t.ends, width, width) for t in trees])) if is_tree else None,
+    )
+
+
+def _tree(rows: Rows, begin: int, end: int, loss_on: str) -> Tree:
+    parts = [slice(rows.offsets[row], rows.offsets[row + 1]) for row in range(begin, end)]
+    return tree([rows.ids[part] for part in parts], [_is_learned(rows.kinds[part], loss_on) for part in parts])
+
+
+def _is_learned(kinds: NDArray[np.uint8], loss_on: str) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = kinds >= (HISTORY_AD if loss_on == "history_and_response" else RESPONSE)
+    return found
+
+
+def _padded(values: NDArray[np.int64], width: int, filler: int) -> NDArray[np.int64]:
+    return np.pad(values, (0, width - len(values)), constant_values=filler)

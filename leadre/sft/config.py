@@ -31,6 +31,9 @@ class Tuning:
     warmup_share: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     batch_size: Count
+    micro_batch_size: Count | None
+    share_history: bool
+    activation_checkpointing: bool
     gradient_clip: Annotated[float, Field(gt=0)] | None
     precision: Literal["32-true", "bf16-true", "bf16-mixed"]
     lora: Lora | None

@@ -14,13 +14,16 @@ from leadre.decoding.beam_search import beam_search
 from leadre.lm.logprob import head_logprobs
 from leadre.metrics.retrieval import Retrieval
 from leadre.sft.batches import Batch
+from leadre.sft.trees import attention_mask
 from leadre.training.optimizer import adamw
+from leadre.training.strategy import shard
 
 
 class Tuner(LightningModule):
     """Next-token training of a language model on the learned tokens of its rows (LEADRE 4.3.1, 5.1.3).
 
-    The loss is the mean negative log-likelihood over the learned tokens of a batch.
+    The loss is the mean negative log-likelihood over the learned tokens of an optimizer step, whatever ranks and
+    micro-batches it is split over.
 
     Args:
         model: A causal language model.
@@ -31,7 +34,6 @@ class Tuner(LightningModule):
         warmup_share: Share of the steps in which the rate rises.
         weight_decay: On matrices alone.
         beam_width: Of the validation lists.
-        seed: With the step it fixes the model's dropout, if it has any: a resumed training draws the same.
         ks: Cut-offs of the logged ``valid/hr@k`` and ``valid/ndcg@k``.
     """
 
@@ -46,7 +48,6 @@ class Tuner(LightningModule):
         warmup_share: float,
         weight_decay: float,
         beam_width: int,
-        seed: int,
         ks: Sequence[int],
     ) -> None:
         super().__init__()
@@ -61,20 +62,22 @@ class Tuner(LightningModule):
             weight_decay=weight_decay,
         )
         self.beam_width = beam_width
-        self.seed = seed
         self.retrieval = Retrieval(ks=tuple(ks))
+        self.losses: list[Tensor] = []  # of the micro-batches of the step under way
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed the step."""
-        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+    def configure_model(self) -> None:
+        """Share the weights out over the devices where that is asked for."""
+        shard(self)
 
     def training_step(self, batch: Batch) -> Tensor:
-        """The mean negative log-likelihood of the batch's learned tokens."""
-        hidden = self.model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state  # (B, T, D)
-        before = hidden[batch.rows, batch.positions - 1]  # (P, D): what each learned token is predicted from
-        loss = -head_logprobs(self.model, before, batch.ids[batch.rows, batch.positions]).mean()
-        self.log("train/loss", loss)
-        return loss
+        """The batch's share of the step's mean negative log-likelihood."""
+        loss = -(batch.weights * learned_logprobs(self.model, batch)).sum() / batch.total
+        self.losses.append(loss.detach())
+        if len(self.losses) == self.trainer.accumulate_grad_batches:
+            self.log("train/loss", torch.stack(self.losses).sum(), sync_dist=True, reduce_fx="sum")
+            self.losses.clear()
+        # Lightning divides by the micro-batches and takes the mean over the ranks; the share wants the sum of both.
+        return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor]) -> None:
         """Decode constrained lists for some users: ``(ids (B, T) left-padded, mask (B, T), targets (B,))``."""
@@ -91,10 +94,27 @@ class Tuner(LightningModule):
         self.retrieval.update(beams.rows, targets)
 
     def on_validation_epoch_end(self) -> None:
-        """Log HR@K and NDCG@K over all validation users and ranks."""
+        """Log HR@K and NDCG@K over all validation users."""
         self.log_dict({f"valid/{name}": value for name, value in self.retrieval.compute().items()})
         self.retrieval.reset()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with a linear warm-up and a cosine to the minimum rate."""
         return self.optimizer_of(self.model.parameters(), num_steps=int(self.trainer.estimated_stepping_batches))
+
+
+def learned_logprobs(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Log-probability of each learned token given those before it in its own row, ``(P,)`` float32.
+
+    The head is applied at these tokens alone.
+    """
+    if batch.ends is None:
+        hidden = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state  # (B, T, D)
+    else:
+        hidden = model.base_model(
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            attention_mask=attention_mask(batch.ends, dtype=model.dtype),
+            use_cache=False,
+        ).last_hidden_state
+    return head_logprobs(model, hidden[batch.rows, batch.before], batch.ids[batch.rows, batch.places])

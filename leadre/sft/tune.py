@@ -2,7 +2,10 @@
 
 import json
 import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -11,19 +14,23 @@ from torch import Tensor
 
 from leadre.catalog import trie
 from leadre.decoding.beam_search import sid_tokens
-from leadre.lm.encode import RESPONSE
 from leadre.lm.model import load, save
-from leadre.sft.batches import Rows, collate, concatenate, mixed_plan, read_rows
-from leadre.sft.config import Stage
+from leadre.lm.rows import Rows, concatenate, left_padded, prompts_of, read_rows
+from leadre.sft.batches import Batch, collate, mixed_plan, num_learned
+from leadre.sft.config import Stage, Tuning
 from leadre.sft.lora import adapt
 from leadre.sft.module import Tuner
-from leadre.training.batches import Batches
+from leadre.sft.trees import alike, alone
+from leadre.training.batches import Batches, micro_batches_of
 from leadre.training.config import ComputeConfig, LoggerConfig
 from leadre.training.fit import fit
 
-VERSION = 1
+VERSION = 2
 VALID_KS = (1, 4, 8)
+VALID_BATCH = 32
 log = logging.getLogger(__name__)
+
+Ints = NDArray[np.int64]
 
 
 def tune(
@@ -49,17 +56,14 @@ def tune(
     lm = load(model)
     # The optimizer's small steps would be rounded away in bfloat16 weights, unless that is asked for.
     lm.model.to(torch.bfloat16 if tuning.precision == "bf16-true" else torch.float32)  # type: ignore[arg-type]
+    if tuning.activation_checkpointing:
+        cast(Any, lm.model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    if compute.compile:
+        lm.model.base_model.compile(dynamic=True)
     lora = tuning.lora
     adapted = adapt(lm, rank=lora.rank, alpha=lora.alpha, targets=lora.targets) if lora is not None else None
     tasks = {str(task): epochs for task, epochs in sorted(config.tasks.items())}  # the key knows no order either
-    parts = {task: _train_rows(tokens, task) for task in tasks}
-    rows = concatenate(list(parts.values()))
-    plan = mixed_plan(
-        {task: part.lengths for task, part in parts.items()},
-        tasks,
-        batch_size=tuning.batch_size,
-        seed=tuning.seed,
-    )
+    curriculum = _curriculum(tokens, tasks, tuning)
     levels = json.loads((catalog / "tokens.json").read_text())["levels"]
     module = Tuner(
         lm.model,
@@ -70,26 +74,62 @@ def tune(
         warmup_share=tuning.warmup_share,
         weight_decay=tuning.weight_decay,
         beam_width=tuning.valid_beam_width,
-        seed=tuning.seed,
         ks=[k for k in VALID_KS if k <= tuning.valid_beam_width],
     )
     valid = _valid_batches(read_rows(tokens / "main.valid.safetensors"), tuning.valid_users, seed=tuning.seed)
+    validated = tuning.validations and valid
+    devices = compute.devices * compute.num_nodes
+    micro_batches = micro_batches_of(tuning.batch_size, tuning.micro_batch_size, devices=devices)
     fit(
         module,
-        Batches(plan, lambda which: collate(rows, which, loss_on=tuning.loss_on)),
+        Batches(curriculum.plan, curriculum.collate, micro_batches=micro_batches),
         out=out,
         compute=compute,
         logger=logger,
         name="sft." + "+".join(tasks),
-        valid=valid if tuning.validations and valid else None,
-        valid_every_steps=-(-len(plan) // tuning.validations) if tuning.validations and valid else None,
+        valid=valid if validated else None,
+        valid_every_steps=-(-len(curriculum.plan) // tuning.validations) if validated else None,
         gradient_clip=tuning.gradient_clip,
         precision=tuning.precision,
+        seed=tuning.seed,
     )
+    if tuning.activation_checkpointing:
+        cast(Any, lm.model).activation_checkpointing_disable()
     save(lm if adapted is None else lm._replace(model=adapted.merge_and_unload()), out)
-    seen = int(sum(rows.lengths[batch].sum() for batch in plan))
-    (out / "budget.json").write_text(json.dumps({"steps": len(plan), "tokens": seen, "tasks": tasks}))
-    log.info("%s steps over %s tokens", len(plan), seen)
+    budget = {"steps": len(curriculum.plan), "rows": curriculum.rows, "tokens": curriculum.tokens, "tasks": tasks}
+    (out / "budget.json").write_text(json.dumps(budget))
+    log.info("%s steps over %s rows of %s tokens", len(curriculum.plan), curriculum.rows, curriculum.tokens)
+
+
+class _Curriculum(NamedTuple):
+    """What a stage is tuned on.
+
+    Attributes:
+        plan: The groups of rows of each optimizer step.
+        collate: Makes a batch of groups.
+        rows: Rows seen in all.
+        tokens: Tokens that the model reads in all, without padding; what a tree shares counts once.
+    """
+
+    plan: list[Ints]
+    collate: Callable[[Ints, Ints], Batch]
+    rows: int
+    tokens: int
+
+
+def _curriculum(tokens: Path, tasks: Mapping[str, float], tuning: Tuning) -> _Curriculum:
+    parts = {task: _train_rows(tokens, task) for task in tasks}
+    groups = {
+        task: alike(part.ids, part.offsets, most=tuning.batch_size) if tuning.share_history else alone(part.offsets)
+        for task, part in parts.items()
+    }
+    plan = mixed_plan(groups, tasks, batch_size=tuning.batch_size, seed=tuning.seed)
+    rows = concatenate(list(parts.values()))
+    sizes, lengths = (np.concatenate([getattr(of, name) for of in groups.values()]) for name in ("sizes", "lengths"))
+    learned = num_learned(rows, loss_on=tuning.loss_on)
+    make = partial(collate, rows, np.concatenate([[0], np.cumsum(sizes)]), learned, loss_on=tuning.loss_on)
+    seen = np.concatenate(plan)
+    return _Curriculum(plan, make, rows=int(sizes[seen].sum()), tokens=int(lengths[seen].sum()))
 
 
 def _train_rows(tokens: Path, task: str) -> Rows:
@@ -104,21 +144,6 @@ def _valid_batches(rows: Rows, num_users: int, *, seed: int) -> list[tuple[Tenso
     """A fixed random sample of validation prompts in batches of like length: ids and mask (left-padded), targets."""
     chosen = np.random.default_rng(seed).permutation(len(rows.targets))[:num_users]
     chosen = chosen[np.argsort(rows.lengths[chosen], kind="stable")]
-    return [_prompts(rows, chosen[start : start + 32]) for start in range(0, len(chosen), 32)]
-
-
-def _prompts(rows: Rows, which: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-    texts = [_prompt(rows, row) for row in which]
-    width = max(map(len, texts))
-    ids = np.zeros((len(which), width), dtype=np.int64)
-    mask = np.zeros((len(which), width), dtype=bool)
-    for i, text in enumerate(texts):
-        ids[i, width - len(text) :] = text
-        mask[i, width - len(text) :] = True
-    return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(rows.targets[which].astype(np.int64))
-
-
-def _prompt(rows: Rows, row: int) -> NDArray[np.int32]:
-    part = slice(rows.offsets[row], rows.offsets[row + 1])
-    prompt: NDArray[np.int32] = rows.ids[part][rows.kinds[part] != RESPONSE]
-    return prompt
+    parts = [chosen[start : start + VALID_BATCH] for start in range(0, len(chosen), VALID_BATCH)]
+    targets = torch.from_numpy(rows.targets.astype(np.int64))
+    return [(*left_padded(prompts_of(rows, part)), targets[part]) for part in parts]

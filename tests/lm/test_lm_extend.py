@@ -7,8 +7,10 @@ import torch
 
 from leadre import tables
 from leadre.lm.config import PretrainedLM, TinyLM
-from leadre.lm.extend import extend, start_rows
+from leadre.lm.extend import extend, rows_from_codebooks, start_rows
 from leadre.lm.model import load
+from leadre.quantizer.load import save as save_quantizer
+from leadre.quantizer.residual_kmeans import ResidualKMeans
 
 TINY = TinyLM(
     kind="tiny",
@@ -59,16 +61,58 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(tmp_path, f
     assert not torch.equal(one["model.embed_tokens.weight"], other["model.embed_tokens.weight"])
 
 
-@pytest.mark.parametrize(("how", "spread"), [("normal", 1.0), ("mean", 0.01)])
-def test_new_rows_have_the_mean_of_the_old_ones_and_no_two_are_equal(tmp_path, folders, how, spread):
+@pytest.mark.parametrize("spread", [1.0, 0.01])
+def test_new_rows_have_the_mean_of_the_old_ones_and_no_two_are_equal(tmp_path, folders, spread):
     model = _extend(TINY, folders, tmp_path / "base").model
     model.resize_token_embeddings(1300, mean_resizing=False)
-    start_rows(model, 300, how=how, seed=0)
+    start_rows(model, 300, spread=spread, seed=0)
     weight = model.get_input_embeddings().weight.detach()
     old, new = weight[:300], weight[300:]
     assert torch.allclose(new.std(0), spread * old.std(0), rtol=0.15)
     assert torch.allclose(new.mean(0), old.mean(0), atol=0.2 * spread * float(old.std()))
     assert len(new.unique(dim=0)) == 1000
+
+
+def test_codes_that_are_near_in_their_codebook_start_as_near_tokens(tmp_path, folders):
+    model = _extend(replace(TINY, hidden_size=256), folders, tmp_path / "base").model
+    model.resize_token_embeddings(300 + 64 + 4, mean_resizing=False)
+    start_rows(model, 300, spread=1.0, seed=0)
+    before = model.get_input_embeddings().weight.detach().clone()
+    codebook = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+    rows_from_codebooks(model, 300, [codebook], [300, 364], seed=0)
+    weight = model.get_input_embeddings().weight.detach()
+    rows = (weight[300:364] - weight[:300].mean(0)) / weight[:300].std(0)
+    far, near = torch.pdist(codebook), torch.pdist(rows)
+    assert torch.corrcoef(torch.stack([far, near]))[0, 1] > 0.95
+    assert rows.std() == pytest.approx(1.0, rel=0.1)
+    assert torch.equal(weight[:300], before[:300])  # the model's own words,
+    assert torch.equal(weight[364:], before[364:])  # and the extra codes
+    assert torch.equal(weight, model.get_output_embeddings().weight)
+
+
+def test_the_codebooks_of_the_quantizer_are_read_where_rows_start_from_them(tmp_path, folders):
+    codes = tmp_path / "codes"
+    codes.mkdir()
+    books = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1))
+    save_quantizer(codes, {"kind": "residual_kmeans", "codebook_sizes": [4, 4], "input_dim": 6}, ResidualKMeans(books))
+    (folders[0] / "tokens.json").write_text(json.dumps({"levels": [4, 4, 2], "tokens": []}))
+    config = replace(TINY, sid_start="codebook")
+    lm = _extend(config, (*folders, codes), tmp_path / "base")
+    plain = _extend(TINY, folders, tmp_path / "plain").model.get_input_embeddings().weight
+    rows = lm.model.get_input_embeddings().weight
+    first, last = lm.sid_offsets[0], lm.sid_offsets[2]
+    assert torch.equal(rows[:first], plain[:first])
+    assert not torch.isclose(rows[first:last], plain[first:last]).all(1).any()
+    assert torch.equal(rows[last:], plain[last:])
+
+
+def test_codes_without_codebooks_cannot_start_rows(tmp_path, folders):
+    codes = tmp_path / "codes"
+    codes.mkdir()
+    with pytest.raises(
+        ValueError, match=r"sid_start is 'codebook', but .* without codebooks: use lm\.sid_start=normal"
+    ):
+        _extend(replace(TINY, sid_start="codebook"), (*folders, codes), tmp_path / "base")
 
 
 def test_a_pretrained_model_in_a_local_folder_keeps_its_own_rows(tmp_path, folders):

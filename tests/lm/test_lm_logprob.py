@@ -13,7 +13,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from leadre.lm.logprob import answer_logprobs, head_logprobs, response_logprobs
+from leadre.catalog.trie import build
+from leadre.decoding.beam_search import beam_search
+from leadre.lm import logprob
+from leadre.lm.logprob import TrieSupport, answer_logprobs, head_logprobs, response_logprobs, siblings
 
 SHAPE = {
     "vocab_size": 31,
@@ -147,3 +150,109 @@ def test_gradients_of_branches_equal_those_of_separate_rows():
     plain(model, rows, torch.arange(3, 6).expand(2, -1)).sum().backward()
     for a, b in zip(ours, [weight.grad for weight in model.parameters()], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("among", [None, torch.tensor([[[4, 9, -1], [4, 5, 6]], [[8, -1, -1], [0, 3, 1]]])])
+def test_blocks_of_the_head_change_neither_log_probs_nor_gradients(monkeypatch, among):
+    targets, found = torch.tensor([[4, 6], [8, 3]]), []
+    for size in (2**26, 31, 3 * 31):
+        monkeypatch.setattr(logprob, "_BLOCK", size)
+        model = tiny()
+        hidden = torch.randn((2, 2, 16), generator=torch.Generator().manual_seed(0)).requires_grad_()
+        ours = head_logprobs(model, hidden, targets, among)
+        ours.sum().backward()
+        found.append((ours, hidden.grad, model.lm_head.weight.grad))
+    for blocks in found[1:]:
+        for block, whole in zip(blocks, found[0], strict=True):
+            torch.testing.assert_close(block, whole, rtol=1e-5, atol=1e-6)
+
+
+# log-probabilities over the trie
+
+SIDS = torch.tensor([[0, 1, 0], [0, 2, 0], [0, 2, 1], [0, 2, 3], [2, 0, 0], [2, 1, 0], [3, 3, 1]])
+SUPPORT = TrieSupport(build(SIDS), (range(10, 14), range(14, 18), range(20, 24)))
+STARTS = torch.tensor([10, 14, 20])
+
+
+def over_the_trie(model, prompt, sid):
+    """Code by code: the whole model on the whole row, a softmax over the codes that go on to an ad."""
+    ids, found = prompt.tolist(), []
+    for level, code in enumerate(sid.tolist()):
+        logits = model(torch.tensor([ids])).logits[0, -1].float()
+        open_codes = sorted({row[level] for row in SIDS.tolist() if row[:level] == sid.tolist()[:level]})
+        scores = torch.stack([logits[STARTS[level] + other] for other in open_codes])
+        found.append(scores.log_softmax(0)[open_codes.index(code)])
+        ids.append(int(STARTS[level]) + code)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_probs_over_the_trie_equal_a_plain_loop(kind):
+    model = MODELS[kind, "sdpa"]
+    prompts, lengths = torch.tensor([[3, 8, 5], [1, 2, 0]]), torch.tensor([3, 2])
+    rows = torch.tensor([[0, 3, 6], [2, 4, 5]])
+    with torch.no_grad():
+        ours = answer_logprobs(model, prompts, lengths, SIDS[rows] + STARTS, SUPPORT)
+        for b, length in enumerate(lengths):
+            for r in range(3):
+                theirs = over_the_trie(model, prompts[b, :length], SIDS[rows[b, r]])
+                torch.testing.assert_close(ours[b, r], theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_probabilities_of_all_ads_add_up_to_one_and_are_the_beam_searchs_scores():
+    model, prompt = MODELS["hunyuan", "sdpa"], torch.tensor([[3, 8, 5]])
+    with torch.no_grad():
+        ours = answer_logprobs(model, prompt, torch.tensor([3]), (SIDS + STARTS)[None], SUPPORT)[0].sum(-1)
+    assert ours.exp().sum().item() == pytest.approx(1, abs=1e-6)
+    beams = beam_search(
+        model,
+        prompt,
+        torch.ones_like(prompt),
+        trie=SUPPORT.trie,
+        sid_tokens=SUPPORT.sid_tokens,
+        beam_width=7,
+        normalizer="trie",
+    )
+    torch.testing.assert_close(ours[beams.rows[0]], beams.scores[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_forced_code_costs_nothing_exactly_and_moves_nothing():
+    model, prompt = tiny(), torch.tensor([[3, 8, 5]])
+    ours = answer_logprobs(model, prompt, torch.tensor([3]), (SIDS[[6]] + STARTS)[None], SUPPORT)
+    assert ours[0, 0, 1:].tolist() == [0, 0]
+    assert ours[0, 0, 0] < 0
+    ours[0, 0, 1:].sum().backward()
+    assert all((weight.grad == 0).all() for weight in model.parameters())
+
+
+def test_siblings_by_hand():
+    assert siblings(SUPPORT, SIDS[[3, 6]] + STARTS).tolist() == [
+        [[10, 12, 13], [15, 16, -1], [20, 21, 23]],
+        [[10, 12, 13], [17, -1, -1], [21, -1, -1]],
+    ]
+
+
+def test_an_answer_that_is_no_ad_is_refused():
+    with pytest.raises(ValueError, match=r"answers holds \[12, 17, 20\], which is no ad of the trie"):
+        siblings(SUPPORT, torch.tensor([[10, 15, 20], [12, 17, 20], [13, 17, 21]]))
+
+
+@pytest.mark.parametrize("support", [None, SUPPORT])
+def test_a_missing_answer_has_log_probability_0_and_changes_no_other(support):
+    model, prompts, lengths = tiny(), torch.tensor([[3, 8, 5], [1, 2, 0]]), torch.tensor([3, 2])
+    answers = (SIDS + STARTS)[torch.tensor([[0, 3], [6, 4]])]
+    missing = torch.cat([answers, torch.full((2, 1, 3), -1)], dim=1)
+    missing[1, 1] = -1
+    alone = answer_logprobs(model, prompts, lengths, answers, support)
+    ours = answer_logprobs(model, prompts, lengths, missing, support)
+    assert (ours[:, 2] == 0).all()
+    assert (ours[1, 1] == 0).all()
+    for at in ((0, 0), (0, 1), (1, 0)):
+        torch.testing.assert_close(ours[at], alone[at], rtol=1e-5, atol=1e-6)
+    ours.sum().backward()
+    grads = [weight.grad.clone() for weight in model.parameters()]
+    model.zero_grad()
+    alone = answer_logprobs(model, prompts, lengths, answers, support)
+    (alone.sum() - alone[1, 1].sum()).backward()
+    for ours_, theirs in zip(grads, [weight.grad for weight in model.parameters()], strict=True):
+        torch.testing.assert_close(ours_, theirs, rtol=1e-4, atol=1e-5)

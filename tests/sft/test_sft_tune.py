@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from transformers import HunYuanDenseV1Config, HunYuanDenseV1ForCausalLM, PreTra
 
 from leadre.catalog import trie
 from leadre.lm.model import AdLM, load, save
-from leadre.sft.batches import read_rows
+from leadre.lm.rows import read_rows
 from leadre.sft.config import Lora, Stage, Tuning
 from leadre.sft.module import Tuner
 from leadre.sft.tune import tune
@@ -25,6 +26,9 @@ TUNING = Tuning(
     warmup_share=0.1,
     weight_decay=0.0,
     batch_size=4,
+    micro_batch_size=None,
+    share_history=False,
+    activation_checkpointing=False,
     gradient_clip=1.0,
     precision="32-true",
     lora=None,
@@ -198,3 +202,43 @@ def test_what_a_stage_has_seen_is_written_down(tmp_path, folders, compute, logge
     assert budget["tasks"] == {"main": 1.5}
     assert budget["steps"] == 16
     assert 60 * 4 <= budget["tokens"] <= 60 * 6
+
+
+def _first_steps(out):
+    return [row["train/loss"] for row in read_metrics(out / "metrics.jsonl") if "train/loss" in row]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"activation_checkpointing": True}, {"micro_batch_size": 2}, {"micro_batch_size": 3}]
+)
+def test_what_saves_memory_changes_neither_losses_nor_weights(tmp_path, folders, compute, logger, changes):
+    plain = _tune(folders, tmp_path / "plain", compute, logger, tasks={"main": 2.3}, validations=0)
+    saved = _tune(folders, tmp_path / "saved", compute, logger, tasks={"main": 2.3}, validations=0, **changes)
+    assert _first_steps(tmp_path / "saved") == pytest.approx(_first_steps(tmp_path / "plain"), rel=1e-5)
+    for name, weight in plain.items():
+        torch.testing.assert_close(saved[name], weight, rtol=1e-4, atol=1e-5)
+    assert load(tmp_path / "saved").model.is_activation_checkpointing is False
+
+
+def test_stages_may_repeat_and_each_starts_from_the_one_before(tmp_path, folders, compute, logger):
+    once = _tune(folders, tmp_path / "once", compute, logger, tasks={"main": 1.0}, validations=0)
+    twice = _tune([tmp_path / "once", *folders[1:]], tmp_path / "twice", compute, logger, {"main": 1.0}, validations=0)
+    assert not torch.equal(once["model.embed_tokens.weight"], twice["model.embed_tokens.weight"])
+    assert _first_steps(tmp_path / "twice")[0] < _first_steps(tmp_path / "once")[0]
+
+
+def test_rows_that_begin_alike_are_read_once_and_counted_in_the_budget(tmp_path, folders, compute, logger):
+    plain = _tune(folders, tmp_path / "plain", compute, logger, tasks={"main": 1.0}, validations=0)
+    shared = _tune(folders, tmp_path / "shared", compute, logger, {"main": 1.0}, validations=0, share_history=True)
+    budgets = [json.loads((tmp_path / name / "budget.json").read_text()) for name in ("plain", "shared")]
+    assert budgets[0]["rows"] == budgets[1]["rows"] == 40
+    assert budgets[1]["tokens"] < budgets[0]["tokens"]
+    assert set(plain) == set(shared)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs a C++ compiler")
+def test_a_compiled_model_has_the_losses_of_the_plain_one(tmp_path, folders, compute, logger):
+    _tune(folders, tmp_path / "plain", compute, logger, tasks={"main": 1.0}, validations=1)
+    _tune(folders, tmp_path / "fast", replace(compute, compile=True), logger, tasks={"main": 1.0}, validations=1)
+    assert _first_steps(tmp_path / "fast") == pytest.approx(_first_steps(tmp_path / "plain"), rel=1e-5)

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import HunYuanDenseV1Config, HunYuanDenseV1ForCausalLM
+
+from leadre.lm.rows import Rows
+from leadre.sft.batches import collate, num_learned
+from leadre.sft.module import learned_logprobs
+from leadre.sft.trees import alike, alone, attention_mask, common_prefix, tree
+
+lists_of_tokens = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=6)
+
+
+def _rows(texts, seed=0):
+    """Token rows with random learned marks."""
+    rng = np.random.default_rng(seed)
+    lengths = [len(text) for text in texts]
+    return Rows(
+        ids=np.array([token for text in texts for token in text], dtype=np.int32),
+        kinds=rng.integers(0, 3, sum(lengths)).astype(np.uint8),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        targets=np.zeros(len(texts), dtype=np.int32),
+    )
+
+
+def _model():
+    torch.manual_seed(0)
+    config = HunYuanDenseV1Config(
+        vocab_size=12,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    return HunYuanDenseV1ForCausalLM(config)
+
+
+@given(texts=lists_of_tokens)
+def test_the_way_from_the_root_to_a_rows_last_token_is_the_row(texts):
+    rows = [np.array(text, dtype=np.int32) for text in texts]
+    found = tree(rows, [np.ones(len(row), dtype=bool) for row in rows])
+    seen = attention_mask(torch.from_numpy(found.ends)[None], dtype=torch.float32)[0, 0] == 0
+    ways = set()
+    for place in range(len(found.ids)):
+        way = seen[place].nonzero().flatten().numpy()
+        assert found.positions[way].tolist() == list(range(len(way)))  # no token twice, none left out
+        assert found.parents[place] == (way[-2] if len(way) > 1 else place)
+        ways.add(tuple(found.ids[way].tolist()))
+    assert {tuple(text) for text in texts} <= ways
+    assert found.counts.sum() == sum(len(text) - 1 for text in texts)
+
+
+def test_two_targets_of_one_history_read_it_once():
+    history, first, second = [5, 6, 7], [8, 1], [9, 9, 2]
+    rows = [np.array(history + first), np.array(history + second)]
+    marks = [np.array([False, True, False, False, True]), np.array([False, True, False, False, False, True])]
+    found = tree(rows, marks)
+    assert found.ids.tolist() == [5, 6, 7, 8, 1, 9, 9, 2]
+    assert found.positions.tolist() == [0, 1, 2, 3, 4, 3, 4, 5]
+    assert found.parents.tolist() == [0, 0, 1, 2, 3, 2, 5, 6]
+    assert found.ends.tolist() == [8, 8, 8, 5, 5, 8, 8, 8]
+    assert found.counts.tolist() == [0, 2, 0, 0, 1, 0, 0, 1]  # the shared token is learned twice
+
+
+@given(texts=lists_of_tokens, most=st.integers(1, 4))
+def test_groups_cover_all_rows_in_order_and_their_lengths_are_those_of_their_trees(texts, most):
+    rows = _rows(texts)
+    groups = alike(rows.ids, rows.offsets, most=most)
+    assert (groups.begins[0], groups.begins[-1], groups.sizes.sum()) == (0, len(texts), len(texts))
+    assert groups.sizes.min() >= 1
+    assert groups.sizes.max() <= most
+    for begin, size, length in zip(groups.begins, groups.sizes, groups.lengths, strict=False):
+        part = [np.array(text, dtype=np.int32) for text in texts[begin : begin + size]]
+        assert len(tree(part, [np.zeros(len(row), dtype=bool) for row in part]).ids) == length
+
+
+def test_rows_that_share_less_than_half_stay_apart():
+    rows = _rows([[1, 2, 3, 4], [1, 2, 5, 6], [1, 2, 5, 7], [1, 9, 9, 9]])
+    assert alike(rows.ids, rows.offsets, most=9).begins.tolist() == [0, 3, 4]
+    assert alike(rows.ids, rows.offsets, most=2).begins.tolist() == [0, 2, 3, 4]
+    assert alone(rows.offsets).begins.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "shared"), [([1, 2, 3], [1, 2, 4], 2), ([1], [1, 2], 1), ([2], [1], 0), ([1, 2], [1, 2], 2)]
+)
+def test_what_two_rows_begin_with_alike(one, two, shared):
+    assert common_prefix(np.array(one), np.array(two)) == shared
+
+
+@pytest.mark.parametrize("loss_on", ["response", "history_and_response"])
+def test_a_tree_has_the_loss_and_the_gradient_of_its_rows(loss_on):
+    rng = np.random.default_rng(3)
+    history = rng.integers(0, 10, 12).tolist()
+    users = [[[*history[:5], 10, 1], [*history[:9], 10, 2, 3], [*history, 11, 4]], [[4, 5, 6, 7]]]
+    rows = _rows([text for user in users for text in user], seed=5)
+    learned = num_learned(rows, loss_on=loss_on)
+    results = {}
+    for name, groups in (("plain", np.arange(5)), ("tree", np.array([0, 3, 4]))):
+        model = _model()
+        which = np.arange(len(groups) - 1)
+        batch = collate(rows, groups, learned, which, which, loss_on=loss_on)
+        loss = -(batch.weights * learned_logprobs(model, batch)).sum() / batch.total
+        loss.backward()
+        results[name] = (batch, loss.item(), [weight.grad for weight in model.parameters()])
+    assert results["tree"][0].ids.numel() < results["plain"][0].ids.numel()
+    assert results["tree"][0].total == results["plain"][0].total == learned.sum()
+    assert results["tree"][1] == pytest.approx(results["plain"][1], rel=1e-6)
+    for one, two in zip(results["tree"][2], results["plain"][2], strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
