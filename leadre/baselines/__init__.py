@@ -1,1 +1,1 @@
-"""Simple recommenders that LEADRE is measured against, and the labels of another retrieval strategy."""
+"""Simple recommenders that LEADRE is measured against."""

@@ -24,20 +24,10 @@ class LinearConfig:
 
 
 @settings
-class ValueConfig:
-    """The value ranker that gives the labels of another retrieval strategy."""
-
-    interest_smoothing: Positive
-    click_smoothing: Positive
-
-
-@settings
 class BaselinesConfig:
     """All baselines of a run."""
 
     seed: Annotated[int, Field(ge=0)]
     list_length: Count
-    ltr_size: Count
     window_days: Count
     linear: LinearConfig
-    value: ValueConfig

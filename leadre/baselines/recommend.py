@@ -1,4 +1,4 @@
-"""The verb ``recommend``: lists of simple recommenders, and the labels of another retrieval strategy."""
+"""The verb ``recommend``: lists of simple recommenders."""
 
 import logging
 from collections.abc import Sequence
@@ -15,19 +15,18 @@ from leadre.baselines.features import Tables, describe_targets, to_bags, vocabul
 from leadre.baselines.linear import LinearModel, fit, predict
 from leadre.baselines.lists import ranked_in_chunks
 from leadre.baselines.popularity import own_history_lists, popular_lists, train_counts
-from leadre.baselines.value import train_time, value_scores
 from leadre.data.split import histories
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 
 
 def recommend(config: BaselinesConfig, world: Path, catalog: Path, *, out: Path) -> None:
-    """Write lists for the users with a test target: ``popularity``, ``own_history``, ``linear``, ``ltr`` ``.parquet``.
+    """Write lists for the users with a test target: ``popularity``, ``own_history``, ``linear`` ``.parquet``.
 
     Only ads of the catalog (``sids.parquet``) are recommended. Histories end strictly before the test
-    target; counts, the linear model and the value ranker are made from train targets and train time alone.
+    target; counts and the linear model are made from train targets alone.
 
     Raises:
         ValueError: If no train target is in the catalog, or the linear model's training diverges.
@@ -39,23 +38,12 @@ def recommend(config: BaselinesConfig, world: Path, catalog: Path, *, out: Path)
     users, counts = test["user_id"].to_list(), train_counts(split, ads)
     past = histories(known.behaviors, test, config.window_days)
     size = config.list_length
-    seen = train_time(known.behaviors, split)
-    shown = train_time(tables.read(tables.IMPRESSIONS, world / "impressions.parquet"), split)
-    values = value_scores(
-        known._replace(behaviors=seen),
-        shown,
-        test["user_id"],
-        pl.Series(ads, dtype=pl.String),
-        interest_smoothing=config.value.interest_smoothing,
-        click_smoothing=config.value.click_smoothing,
-    )
     results = {
         "popularity": popular_lists(users, ads, counts, size=size),
         "own_history": own_history_lists(users, ads, counts, past, size=size),
         "linear": linear_lists(
             config.linear, known, split, ads, size=size, window_days=config.window_days, seed=config.seed
         ),
-        "ltr": ranked_in_chunks(users, ads, values.of, size=config.ltr_size),
     }
     for name, lists in results.items():
         tables.write(tables.LISTS, lists, out / f"{name}.parquet")

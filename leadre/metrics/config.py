@@ -17,6 +17,7 @@ class MetricsConfig:
     hr_ks: Cuts
     ndcg_ks: Cuts
     ltrr_ks: Cuts
+    value_ks: Cuts
     diversity_k: Count
     confidence: Annotated[float, Field(gt=0, lt=1)]
     bootstrap_samples: Count

@@ -130,15 +130,34 @@ def value_recall(lists: Rows, truths: Rows, values: Scores, *, k: int) -> Scores
     Raises:
         ValueError: If ``values`` has another shape than ``truths``, or one is negative or not finite.
     """
-    check_pair(lists, truths, k)
-    if values.shape != truths.shape:
-        raise ValueError(f"values is {values.shape}, but truths is {truths.shape}: give one value a truth")
-    first = _first_places(truths)
-    worth = np.where(first, values, 0.0)
-    if not (np.isfinite(worth) & (worth >= 0)).all():
-        raise ValueError("values holds a negative or not finite number: a value is 0 or more")
+    worth = _worth(lists, truths, values, k)
     got = (worth * among(truths, deduplicate(lists)[:, :k])).sum(axis=1)
     return share(got, -np.sort(-worth, axis=1)[:, :k].sum(axis=1), empty=np.nan)
+
+
+def mean_value(lists: Rows, ads: Rows, values: Scores, *, k: int) -> Scores:
+    """Value@K: what the first K places are worth, a place on average; a place without an ad is worth 0.
+
+    Args:
+        lists: ``(N, W)`` catalog rows.
+        ads: ``(N, G)`` the ads whose worth for the user is known, padded with -1; any other ad is worth 0. Of one that
+            stands twice the first value counts.
+        values: ``(N, G)`` what each is worth (ECPM), 0 or more; of no effect where there is no ad.
+        k: Where the list is cut.
+
+    Returns:
+        ``(N,)`` in the unit of ``values``, NaN for a user of whom no ad's worth is known.
+
+    Raises:
+        ValueError: As for `value_recall`.
+
+    Example:
+        >>> mean_value(np.array([[5, 7, 9]]), np.array([[9, 5, 7]]), np.array([[8.0, 3.0, 1.0]]), k=2).tolist()
+        [2.0]
+    """
+    worth = _worth(lists, ads, values, k)
+    got = (worth * among(ads, deduplicate(lists)[:, :k])).sum(axis=1)
+    return np.where(_scored(ads), got / k, np.nan)
 
 
 def rank_of(lists: Rows, truths: Rows) -> NDArray[np.int64]:
@@ -192,6 +211,17 @@ def _first_places(rows: Rows) -> NDArray[np.bool_]:
     places: NDArray[np.bool_] = np.empty(rows.shape, dtype=bool)
     np.put_along_axis(places, order, first, axis=1)
     return places
+
+
+def _worth(lists: Rows, ads: Rows, values: Scores, k: int) -> Scores:
+    """The value of each of ``ads`` ``(N, G)``, 0 where there is no ad or where it has stood before."""
+    check_pair(lists, ads, k)
+    if values.shape != ads.shape:
+        raise ValueError(f"values is {values.shape}, but its ads are {ads.shape}: give one value an ad")
+    worth = np.where(_first_places(ads), values, 0.0)
+    if not (np.isfinite(worth) & (worth >= 0)).all():
+        raise ValueError("values holds a negative or not finite number: a value is 0 or more")
+    return worth
 
 
 def _num_truths(truths: Rows) -> NDArray[np.int64]:

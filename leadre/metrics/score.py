@@ -15,12 +15,12 @@ from leadre.metrics import diversity, ranking, uncertainty
 from leadre.metrics.config import MetricsConfig
 from leadre.metrics.ranking import NO_AD, Rows, Scores
 
-VERSION = 3
+VERSION = 4
 
 LEADRE = "LEADRE"
 ORACLE = "oracle"
-LABELS = "ltr"
-"""The file of another retrieval strategy's labels; it is compared against (LTRR), and is no system of its own."""
+IN_PER_USER = ("LTRR@", "Value@")
+"""The metrics that ``per_user.parquet`` holds beside the rank, which gives HR@K and NDCG@K."""
 
 log = logging.getLogger(__name__)
 
@@ -39,20 +39,53 @@ class Lists(NamedTuple):
     other_users: int
 
 
-def score(config: MetricsConfig, world: Path, catalog: Path, baselines: Path, generations: Path, *, out: Path) -> None:
+class Truth(NamedTuple):
+    """What the lists of the N scored users are measured by.
+
+    Attributes:
+        targets: ``(N, 1)`` the catalog row of the clicked ad.
+        labels: ``(N, M)`` another retrieval strategy's ads, -1 where there is none; LTRR is measured on them.
+        worths: ``(N, W)`` each label's worth to that strategy.
+        appraised: ``(N, G)`` ads whose true value is known, -1 where there is none; without columns where none is.
+        values: ``(N, G)`` that value.
+        categories: ``(A,)`` of each catalog row.
+    """
+
+    targets: Rows
+    labels: Rows
+    worths: Scores
+    appraised: Rows
+    values: Scores
+    categories: Rows
+
+
+def score(
+    config: MetricsConfig,
+    world: Path,
+    catalog: Path,
+    baselines: Path,
+    ltr: Path,
+    generations: Path,
+    *values: Path,
+    out: Path,
+) -> None:
     """Score all lists against the ads that the test users clicked (LEADRE 5.1.2, 5.2.3).
 
-    Writes ``scores.json`` and ``per_user.parquet`` (user_id, system, rank of the clicked ad, null where it is
-    not in the list). A user without a test target, or with one that the catalog does not have, is left out and
-    counted; a user without a list scores 0 and is counted. An ad that the catalog does not have is a miss at its
-    place; the oracle alone ranks all ads of the world by design, so such ads leave its lists before they are scored.
+    Writes ``scores.json`` and ``per_user.parquet``: user_id, system, rank of the clicked ad, null where it is not in
+    the list, and LTRR@K and Value@K of the user, null where they are not defined. A user without a test target, or
+    with one that the catalog does not have, is left out and counted; a user without a list scores 0 and is counted.
+    LTRR is of the users alone that the other retrieval strategy has not learned from, for the others have no labels;
+    Value@K is there where values are given. An ad that the catalog does not have is a miss at its place; the
+    oracle alone ranks all ads of the world by design, so such ads leave its lists before they are scored.
 
     Args:
         config: The cuts and the bootstrap.
         world: Holds ``split``, ``ads`` and, for a synthetic world, ``oracle``.
         catalog: Holds ``sids``: the row order of the catalog.
-        baselines: One table of lists a baseline; ``ltr`` holds the LTR labels.
+        baselines: One table of lists a baseline.
+        ltr: ``labels``: lists of another retrieval strategy.
         generations: ``lists``, a folder of parts: what LEADRE recommends.
+        values: None or one: ``values``, the true worth of the listed ads.
         out: Where the results go.
 
     Raises:
@@ -62,25 +95,31 @@ def score(config: MetricsConfig, world: Path, catalog: Path, baselines: Path, ge
     sids = tables.read(tables.SIDS, catalog / "sids.parquet")
     ads = sids.select("ad_id").with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
     users, excluded = scored_users(tables.read(tables.SPLIT, world / "split.parquet"), ads)
-    categories = _categories(tables.read(tables.ADS, world / "ads.parquet"), ads)
-    targets = users["row"].to_numpy()[:, None]  # (N, 1)
-    labels = read_lists(baselines / f"{LABELS}.parquet", users, ads).rows
+    labels = tables.read(tables.LISTS, ltr / "labels.parquet").rename({"score": "value"})
+    known = [tables.read(tables.VALUES, path / "values.parquet") for path in values]
+    truth = Truth(
+        users["row"].to_numpy()[:, None],
+        *_read_values(labels, users, ads),
+        *_read_values(pl.concat([pl.DataFrame(schema=tables.VALUES.schema), *known]), users, ads),
+        _categories(tables.read(tables.ADS, world / "ads.parquet"), ads),
+    )
     systems = {
         name: read_lists(path, users, ads, drop_outside=name == ORACLE)
         for name, path in _systems(world, baselines, generations).items()
     }
     _warn_of_short_lists(config, systems)
-    values = {name: _per_user(config, lists.rows, targets, labels, categories) for name, lists in systems.items()}
+    measured = {name: _per_user(config, lists.rows, truth) for name, lists in systems.items()}
     result = {
         "users": len(users),
         "excluded": excluded,
         "ads": len(ads),
-        "ltr_users": int((labels != NO_AD).any(axis=1).sum()),
+        "ltr_users": int((truth.labels != NO_AD).any(axis=1).sum()),
+        "value_users": int((truth.appraised != NO_AD).any(axis=1).sum()),
         "chance": {f"HR@{k}": min(1.0, k / len(ads)) for k in config.hr_ks},
-        "systems": {name: _summary(config, lists, values[name], categories) for name, lists in systems.items()},
-        "intervals": {name: _intervals(config, of_users) for name, of_users in values.items()},
+        "systems": {name: _summary(config, lists, measured[name], truth.categories) for name, lists in systems.items()},
+        "intervals": {name: _intervals(config, of_users) for name, of_users in measured.items()},
         "differences": {
-            f"{LEADRE} - {name}": _difference(config, values[LEADRE], values[name])
+            f"{LEADRE} - {name}": _difference(config, measured[LEADRE], measured[name])
             for name in systems
             if name != LEADRE
         },
@@ -91,7 +130,7 @@ def score(config: MetricsConfig, world: Path, catalog: Path, baselines: Path, ge
         },
     }
     (out / "scores.json").write_text(json.dumps(_nan_to_none(result), indent=2, allow_nan=False) + "\n")
-    _ranks(users, systems, targets).write_parquet(out / "per_user.parquet")
+    _by_user(users, systems, measured, truth.targets).write_parquet(out / "per_user.parquet")
     log.info("scored %s systems on %s users", len(systems), len(users))
 
 
@@ -154,7 +193,7 @@ def read_lists(path: Path, users: pl.DataFrame, ads: pl.DataFrame, *, drop_outsi
 def _systems(world: Path, baselines: Path, generations: Path) -> dict[str, Path]:
     """The table of each system: LEADRE, the baselines by name, then the oracle of a synthetic world."""
     found = {LEADRE: generations / "lists"}
-    found |= {path.stem: path for path in sorted(baselines.glob("*.parquet")) if path.stem != LABELS}
+    found |= {path.stem: path for path in sorted(baselines.glob("*.parquet"))}
     if (oracle := world / f"{ORACLE}.parquet").exists():
         found[ORACLE] = oracle
     return found
@@ -166,14 +205,34 @@ def _categories(ads: pl.DataFrame, rows: pl.DataFrame) -> Rows:
     return names["first_category"].rank("dense").fill_null(0).cast(pl.Int64).to_numpy()
 
 
-def _per_user(config: MetricsConfig, lists: Rows, targets: Rows, labels: Rows, categories: Rows) -> dict[str, Scores]:
+def _read_values(table: pl.DataFrame, users: pl.DataFrame, ads: pl.DataFrame) -> tuple[Rows, Scores]:
+    """Ads that are worth something to users, as ``(N, G)`` catalog rows and values.
+
+    Args:
+        table: ``user_id``, ``ad_id`` and ``value``, in any order; users that are not scored and ads that the catalog
+            does not have are left out.
+        users: What `scored_users` gives.
+        ads: ``ad_id`` and its catalog ``row``.
+    """
+    known = table.join(users.select("user_id", "user"), on="user_id").join(ads, on="ad_id").sort("user", "row")
+    user, place = known["user"].to_numpy(), known.select(pl.int_range(pl.len()).over("user")).to_series().to_numpy()
+    rows = np.full((len(users), int(place.max(initial=-1)) + 1), NO_AD, dtype=np.int64)
+    values = np.zeros(rows.shape)
+    rows[user, place], values[user, place] = known["row"].to_numpy(), known["value"].to_numpy()
+    return rows, values
+
+
+def _per_user(config: MetricsConfig, lists: Rows, truth: Truth) -> dict[str, Scores]:
     """Each metric's ``(N,)`` numbers, in the order of the report."""
-    k = config.diversity_k
+    k, labels, categories = config.diversity_k, truth.labels, truth.categories
+    value_ks = config.value_ks if truth.appraised.size else ()
     return (
-        {f"HR@{k}": ranking.hit_rate(lists, targets, k=k) for k in config.hr_ks}
-        | {f"NDCG@{k}": ranking.ndcg(lists, targets, k=k) for k in config.ndcg_ks}
+        {f"HR@{k}": ranking.hit_rate(lists, truth.targets, k=k) for k in config.hr_ks}
+        | {f"NDCG@{k}": ranking.ndcg(lists, truth.targets, k=k) for k in config.ndcg_ks}
         | {f"LTRR@{k}": ranking.recall(lists, labels, k=k) for k in config.ltrr_ks}
         | {f"LTRR_capped@{k}": ranking.capped_recall(lists, labels, k=k) for k in config.ltrr_ks}
+        | {f"LTRR_value@{k}": ranking.value_recall(lists, labels, truth.worths, k=k) for k in config.ltrr_ks}
+        | {f"Value@{k}": ranking.mean_value(lists, truth.appraised, truth.values, k=k) for k in value_ks}
         | {
             f"Concentration@{k}": diversity.concentration(lists, categories, k=k),
             f"Abundance@{k}": diversity.abundance(lists, categories, k=k),
@@ -203,7 +262,7 @@ def _summary(config: MetricsConfig, lists: Lists, values: Mapping[str, Scores], 
 
 
 def _longest_cut(config: MetricsConfig) -> int:
-    return max(*config.hr_ks, *config.ndcg_ks, *config.ltrr_ks, config.diversity_k)
+    return max(*config.hr_ks, *config.ndcg_ks, *config.ltrr_ks, *config.value_ks, config.diversity_k)
 
 
 def _warn_of_short_lists(config: MetricsConfig, systems: Mapping[str, Lists]) -> None:
@@ -250,16 +309,19 @@ def _difference(
     }
 
 
-def _ranks(users: pl.DataFrame, systems: Mapping[str, Lists], targets: Rows) -> pl.DataFrame:
-    """``user_id``, ``system``, ``rank``: where the clicked ad stands, null where it does not."""
+def _by_user(
+    users: pl.DataFrame, systems: Mapping[str, Lists], measured: Mapping[str, Mapping[str, Scores]], targets: Rows
+) -> pl.DataFrame:
+    """``user_id``, ``system``, ``rank`` of the clicked ad, null where it does not stand, and some metrics."""
     return pl.concat(
         users.select(
             "user_id",
             pl.lit(name).alias("system"),
-            pl.Series("rank", ranking.rank_of(lists.rows, targets), dtype=pl.Int32),
+            pl.Series("rank", ranking.rank_of(lists.rows, targets), dtype=pl.Int32).replace(0, None),
+            *(pl.Series(key, column) for key, column in measured[name].items() if key.startswith(IN_PER_USER)),
         )
         for name, lists in systems.items()
-    ).with_columns(pl.when(pl.col("rank") > 0).then("rank"))
+    ).fill_nan(None)
 
 
 def _table(values: Mapping[str, Scores]) -> Scores:

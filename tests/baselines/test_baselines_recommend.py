@@ -6,19 +6,17 @@ import polars as pl
 import pytest
 
 from leadre import tables
-from leadre.baselines.config import BaselinesConfig, LinearConfig, ValueConfig
+from leadre.baselines.config import BaselinesConfig, LinearConfig
 from leadre.baselines.features import Tables, describe_targets, to_bags, vocabulary
 from leadre.baselines.lists import ranked_in_chunks
 from leadre.baselines.recommend import recommend
-from leadre.baselines.value import train_time, value_scores
 from leadre.data.split import leave_one_out
 
 DAY = 86_400
-NAMES = ("popularity", "own_history", "linear", "ltr")
+NAMES = ("popularity", "own_history", "linear")
 CONFIG = BaselinesConfig(
     seed=0,
     list_length=4,
-    ltr_size=3,
     window_days=90,
     linear=LinearConfig(
         content_behaviors=True,
@@ -29,7 +27,6 @@ CONFIG = BaselinesConfig(
         max_epochs=5,
         patience=2,
     ),
-    value=ValueConfig(interest_smoothing=1.0, click_smoothing=1.0),
 )
 
 
@@ -55,12 +52,7 @@ def _behaviors():
     return _frame(tables.BEHAVIORS, rows).sort("user_id", "time")
 
 
-def _impressions(behaviors):
-    clicks = behaviors.filter(pl.col("domain") == "ad").rename({"item_id": "ad_id"})
-    return clicks.select("user_id", "ad_id", "time", ecpm=pl.lit(2.0), pctr=pl.lit(0.1), clicked=pl.lit(True))
-
-
-def _run(folder, *, behaviors, split, impressions, catalog):
+def _run(folder, *, behaviors, split, catalog):
     world, codes, out = folder / "world", folder / "catalog", folder / "out"
     for path in (world, codes, out):
         path.mkdir(parents=True)
@@ -69,7 +61,6 @@ def _run(folder, *, behaviors, split, impressions, catalog):
         ("users", tables.USERS, USERS),
         ("contents", tables.CONTENTS, CONTENTS),
         ("behaviors", tables.BEHAVIORS, behaviors),
-        ("impressions", tables.IMPRESSIONS, impressions),
         ("split", tables.SPLIT, split),
     )
     for name, table, frame in contained:
@@ -86,16 +77,14 @@ def plain():
     return {
         "behaviors": behaviors,
         "split": leave_one_out(behaviors, min_ads=3),
-        "impressions": _impressions(behaviors),
         "catalog": ["a5", "a0", "a1", "a2", "a3"],
     }
 
 
 def test_every_list_has_ads_of_the_catalog_only_and_all_test_users(tmp_path, plain):
-    for name, lists in _run(tmp_path, **plain).items():
-        size = 3 if name == "ltr" else 4
+    for lists in _run(tmp_path, **plain).values():
         assert lists["user_id"].unique().sort().to_list() == [f"u{n}" for n in range(8)]
-        assert lists["rank"].to_list() == list(range(1, size + 1)) * 8
+        assert lists["rank"].to_list() == list(range(1, 5)) * 8
         assert set(lists["ad_id"]) <= set(plain["catalog"])
         assert not lists.select("user_id", "ad_id").is_duplicated().any()
         assert lists.select((pl.col("score").diff().over("user_id").fill_null(0) <= 0).all()).item()
@@ -144,22 +133,6 @@ def test_users_in_chunks_get_the_lists_of_all_at_once(tmp_path, plain, monkeypat
     parts = _run(tmp_path / "2", **plain)
     for name in NAMES:
         assert whole[name].equals(parts[name]), name
-
-
-def test_what_happens_from_the_valid_target_on_changes_neither_popularity_nor_labels(tmp_path, plain):
-    first = _run(tmp_path / "1", **plain)
-    limits = plain["split"].filter(pl.col("role") == "valid").select("user_id", limit="time")
-    dated = plain["behaviors"].join(limits, on="user_id")
-    kept = dated.filter(pl.col("time") < pl.col("limit")).drop("limit")
-    shown = plain["impressions"].join(limits, on="user_id").filter(pl.col("time") < pl.col("limit")).drop("limit")
-    second = _run(tmp_path / "2", **{**plain, "behaviors": kept, "impressions": shown})
-    for name in ("popularity", "ltr"):
-        assert first[name].equals(second[name]), name
-
-
-def test_a_world_without_impressions_has_labels_all_the_same(tmp_path, plain):
-    lists = _run(tmp_path, **{**plain, "impressions": plain["impressions"].clear()})["ltr"]
-    assert lists["score"].is_finite().all()
 
 
 def test_a_catalog_without_any_train_target_is_refused(tmp_path, plain):
@@ -212,30 +185,3 @@ def test_unknown_features_are_dropped_and_rows_without_any_are_empty():
     assert names.to_list() == ["x"]
     bags = to_bags(told, names, num_targets=4)
     assert (bags.feature.tolist(), bags.weight.tolist(), bags.offsets.tolist()) == ([0, 0], [1.0, 3.0], [0, 1, 1, 2, 2])
-
-
-def test_train_time_ends_before_the_users_own_valid_target():
-    split = _frame(tables.SPLIT, [("u0", "train", "a", 1), ("u0", "valid", "a", 5), ("u0", "test", "a", 9)])
-    events = pl.DataFrame({"user_id": ["u0", "u0", "u0", "u1"], "time": [4, 5, 6, 99]})
-    assert train_time(events, split).rows() == [("u0", 4), ("u1", 99)]
-
-
-def test_value_scores_by_hand():
-    """User u0 clicked a0 once and read X once; a0 and a1 are of X, a3 of Y.
-
-    Average over categories, one added to each: X 3, Y 1, so the smoothed interest is (2 + 3/4)/3 and (1/4)/3.
-    Click shares with one click added: a0 2/3, a1 1/3, a3 1. eCPM: a0 (4 + 3)/2, a1 (2 + 3)/2, a3 3 (the mean).
-    """
-    behaviors = _frame(tables.BEHAVIORS, [("u0", "a0", "ad", "click", 1), ("u0", "c0", "content", "search", 2)])
-    impressions = _frame(tables.IMPRESSIONS, [("u0", "a0", 1, 4.0, 0.1, True), ("u0", "a1", 2, 2.0, 0.1, False)])
-    scores = value_scores(
-        Tables(ADS, USERS, CONTENTS, behaviors),
-        impressions,
-        pl.Series(["u0"]),
-        pl.Series(["a0", "a1", "a3"]),
-        interest_smoothing=1.0,
-        click_smoothing=1.0,
-    )
-    interest_x, interest_y = 2.75 / 3, 0.25 / 3
-    expected = [interest_x * 2 / 3 * 3.5, interest_x / 3 * 2.5, interest_y * 3.0]
-    np.testing.assert_allclose(scores.of(0, 1)[0], expected)

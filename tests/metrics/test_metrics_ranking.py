@@ -10,6 +10,7 @@ from leadre.metrics.ranking import (
     deduplicate,
     hit_rate,
     hits,
+    mean_value,
     ndcg,
     rank_of,
     recall,
@@ -167,6 +168,27 @@ def test_value_recall_weighs_the_found_labels_by_their_value():
     assert np.isnan(value_recall(np.array([[2]]), labels, np.zeros((1, 4)), k=2)).all()
 
 
+def test_mean_value_by_hand():
+    """Places: ad 2 (8), ad 9 (not appraised), ad 2 again (dropped), no ad, ad 1 (4), then the list has ended."""
+    lists = np.array([[2, 9, 2, -1, 1], [1, 1, -1, -1, -1], [2, 1, 9, -1, -1]])
+    ads, values = np.array([[1, 2, -1], [2, -1, -1], [-1, -1, -1]]), np.array([[4.0, 8.0, 7.0]] * 3)
+    np.testing.assert_array_equal(mean_value(lists, ads, values, k=2), [4, 0, np.nan])
+    np.testing.assert_array_equal(mean_value(lists, ads, values, k=4), [12 / 4, 0, np.nan])
+    np.testing.assert_array_equal(mean_value(lists, ads, values, k=8), [12 / 8, 0, np.nan])
+
+
+@given(problems(), st.integers(1, 9), st.integers(0, 9))
+def test_mean_value_is_a_plain_sum_over_places(problem, k, seed):
+    lists, _ = problem
+    worth = np.random.default_rng(seed).random(9)
+    expected = []
+    for row in lists.tolist():
+        kept = [ad for place, ad in enumerate(row) if ad == -1 or ad not in row[:place]][:k]
+        expected.append(sum(worth[ad] for ad in kept if ad >= 0) / k)
+    ads, values = (np.tile(column, (len(lists), 1)) for column in (np.arange(9), worth))
+    np.testing.assert_allclose(mean_value(lists, ads, values, k=k), expected)
+
+
 def test_value_recall_with_equal_values_is_the_capped_recall():
     lists, truths = random_case(5, 12)
     values = np.ones(truths.shape)
@@ -223,7 +245,7 @@ def test_wrong_input_is_named():
         recall(np.array([[1.0]]), truths, k=1)
     with pytest.raises(ValueError, match="truths holds -2: give catalog rows from 0 on"):
         recall(lists, np.array([[-2]]), k=1)
-    with pytest.raises(ValueError, match=r"values is \(1, 2\), but truths is \(1, 1\)"):
+    with pytest.raises(ValueError, match=r"values is \(1, 2\), but its ads are \(1, 1\)"):
         value_recall(lists, truths, np.ones((1, 2)), k=1)
     with pytest.raises(ValueError, match="values holds a negative or not finite number"):
         value_recall(lists, truths, np.array([[-1.0]]), k=1)

@@ -12,6 +12,7 @@ SETTINGS = {
     "hr_ks": (1, 2),
     "ndcg_ks": (2,),
     "ltrr_ks": (2,),
+    "value_ks": (2,),
     "diversity_k": 2,
     "confidence": 0.95,
     "bootstrap_samples": 20,
@@ -27,13 +28,13 @@ LABELS = {"u1": ["a", "b", "c", "d"], "u2": ["d"]}
 
 
 def lists(of_user):
-    rows = [(u, i + 1, ad, -float(i)) for u, ads in of_user.items() for i, ad in enumerate(ads)]
+    rows = [(u, i + 1, ad, 8.0 - i) for u, ads in of_user.items() for i, ad in enumerate(ads)]
     return pl.DataFrame(rows, schema=tables.LISTS.schema, orient="row")
 
 
 @pytest.fixture
 def folders(tmp_path):
-    made = {name: tmp_path / name for name in ("world", "catalog", "baselines", "generations", "out")}
+    made = {name: tmp_path / name for name in ("world", "catalog", "baselines", "ltr", "generations", "out")}
     for folder in (*made.values(), made["generations"] / "lists"):
         folder.mkdir()
     categories = {"a": "food", "b": "food", "c": None, "d": "books"}
@@ -55,13 +56,14 @@ def folders(tmp_path):
     )
     tables.write(tables.SIDS, sids, made["catalog"] / "sids.parquet")
     tables.write(tables.LISTS, lists(POPULAR), made["baselines"] / "popularity.parquet")
-    tables.write(tables.LISTS, lists(LABELS), made["baselines"] / "ltr.parquet")
+    tables.write(tables.LISTS, lists(LABELS), made["ltr"] / "labels.parquet")
     tables.write(tables.LISTS, lists(LEADRE_LISTS), made["generations"] / PART)
     return made
 
 
-def scored(folders, config=CONFIG):
-    score(config, **folders)
+def scored(folders, config=CONFIG, values=()):
+    read = [folders[name] for name in ("world", "catalog", "baselines", "ltr", "generations")]
+    score(config, *read, *values, out=folders["out"])
     return json.loads((folders["out"] / "scores.json").read_text())
 
 
@@ -75,6 +77,7 @@ def test_scores_by_hand(folders):
     assert leadre["NDCG@2"] == pytest.approx((1 + 0.6309297535714575) / 3)
     assert leadre["LTRR@2"] == pytest.approx((2 / 4 + 0) / 2)  # u3 has no labels
     assert leadre["LTRR_capped@2"] == pytest.approx((2 / 2 + 0) / 2)
+    assert leadre["LTRR_value@2"] == pytest.approx(((8 + 7) / (8 + 7) + 0) / 2)
     assert leadre["Abundance@2"] == pytest.approx((1 + 1 + 0) / 3)
     assert leadre["Concentration@2"] == 1
     assert leadre["Diversity@2"] == pytest.approx(2 / 3)
@@ -100,11 +103,52 @@ def test_what_is_wrong_with_the_lists_is_counted(folders):
 def test_the_place_of_the_clicked_ad_is_told_for_each_user_and_system(folders):
     scored(folders)
     rows = pl.read_parquet(folders["out"] / "per_user.parquet")
-    assert rows.columns == ["user_id", "system", "rank"]
-    assert rows.rows() == [
+    assert rows.columns == ["user_id", "system", "rank", "LTRR@2"]
+    assert rows.select("user_id", "system", "rank").rows() == [
         ("u1", "LEADRE", 1), ("u2", "LEADRE", 2), ("u3", "LEADRE", None),
         ("u1", "popularity", 2), ("u2", "popularity", None), ("u3", "popularity", 1),
     ]  # fmt: skip
+    assert rows["LTRR@2"].to_list() == [0.5, 0.0, None, 0.5, 0.0, None]  # u3 has no labels
+
+
+@pytest.fixture
+def values(tmp_path):
+    """u1's ads are worth 6 (a), 2 (b) and 100 (an ad that no list has); u2's b is worth 5; u3's a is worth 1."""
+    (tmp_path / "values").mkdir()
+    rows = [("u1", "a", 6.0), ("u1", "b", 2.0), ("u1", "d", 100.0), ("u2", "b", 5.0), ("u3", "a", 1.0)]
+    rows += [("stranger", "a", 9.0), ("u1", "gone", 9.0)]
+    frame = pl.DataFrame(rows, schema=tables.VALUES.schema, orient="row")
+    tables.write(tables.VALUES, frame, tmp_path / "values" / "values.parquet")
+    return tmp_path / "values"
+
+
+def test_value_by_hand_where_values_are_given(folders, values):
+    scores = scored(folders, values=[values])
+    # LEADRE: u1 has a and b; u2 a gone ad and b; u3 nothing. popularity: c, then a, of each user.
+    assert scores["systems"]["LEADRE"]["Value@2"] == pytest.approx(((6 + 2) / 2 + 5 / 2 + 0) / 3)
+    assert scores["systems"]["popularity"]["Value@2"] == pytest.approx((6 / 2 + 0 + 1 / 2) / 3)
+    assert scores["differences"]["LEADRE - popularity"]["Value@2"]["mean"] == pytest.approx(1.0)
+    low, high = scores["intervals"]["LEADRE"]["Value@2"]
+    assert low <= 6.5 / 3 <= high
+    assert scores["value_users"] == 3
+    rows = pl.read_parquet(folders["out"] / "per_user.parquet")
+    assert rows["Value@2"].to_list() == [4.0, 2.5, 0.0, 3.0, 0.0, 0.5]
+
+
+def test_a_user_without_any_appraised_ad_has_no_value_and_is_counted(folders, values):
+    table = pl.read_parquet(values / "values.parquet").filter(pl.col("user_id") != "u3")
+    tables.write(tables.VALUES, table, values / "values.parquet")
+    scores = scored(folders, values=[values])
+    assert scores["value_users"] == 2
+    assert scores["systems"]["LEADRE"]["Value@2"] == pytest.approx(6.5 / 2)
+    rows = pl.read_parquet(folders["out"] / "per_user.parquet")
+    assert rows["Value@2"].to_list() == [4.0, 2.5, None, 3.0, 0.0, None]
+
+
+def test_without_values_there_is_no_value(folders):
+    scores = scored(folders)
+    assert scores["value_users"] == 0
+    assert "Value@2" not in scores["systems"]["LEADRE"]
 
 
 def test_intervals_hold_their_means_and_differences_are_paired(folders):
@@ -118,7 +162,7 @@ def test_intervals_hold_their_means_and_differences_are_paired(folders):
     assert scores["bootstrap"] == {"samples": 20, "seed": 0, "confidence": 0.95}
 
 
-def test_the_labels_are_no_system_and_the_oracle_is_one_where_it_exists(folders):
+def test_the_oracle_is_a_system_where_it_exists(folders):
     assert list(scored(folders)["systems"]) == ["LEADRE", "popularity"]
     tables.write(tables.LISTS, lists({u: [ad] for u, ad in CLICKED.items()}), folders["world"] / "oracle.parquet")
     assert scored(folders)["systems"]["oracle"]["HR@1"] == 1
@@ -151,7 +195,7 @@ def test_the_parts_of_lists_are_scored_as_one_table(folders):
 
 
 def test_without_labels_ltrr_is_null_and_everything_else_stays(folders):
-    tables.write(tables.LISTS, lists({}), folders["baselines"] / "ltr.parquet")
+    tables.write(tables.LISTS, lists({}), folders["ltr"] / "labels.parquet")
     scores = scored(folders)
     assert scores["systems"]["LEADRE"]["LTRR@2"] is None
     assert scores["intervals"]["LEADRE"]["LTRR@2"] == [None, None]
