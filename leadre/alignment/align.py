@@ -1,37 +1,49 @@
-"""Stage: a tuned model comes in, a model that prefers valuable ads among the plausible ones goes out."""
+"""Stage: a tuned model and preferences come in, a model that prefers valuable ads among the plausible ones goes out."""
 
 import json
 import logging
 import shutil
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from leadre import tables
-from leadre.alignment.config import DpoAlignment, PreferenceConfig, RrhfAlignment
-from leadre.alignment.module import Dpo, Rrhf
-from leadre.alignment.preferences import PREFERENCES, preferences
+from leadre.alignment import methods
+from leadre.alignment.config import DpoAlignment, PairAlignment, RrhfAlignment, SdpoAlignment, TuningConfig
+from leadre.alignment.module import Aligner, Loss
 from leadre.alignment.reference import stored_logprobs
 from leadre.alignment.rows import Rows, preference_rows
+from leadre.alignment.validation import Ecpms, Sample, measure, sample
+from leadre.catalog import trie
+from leadre.decoding.beam_search import sid_tokens
+from leadre.lm.logprob import TrieSupport
 from leadre.lm.model import load, save
-from leadre.training.batches import Batches, bucketed_plan
+from leadre.ltr import known, ranker
+from leadre.training.batches import Batches, bucketed_plan, micro_batches_of
 from leadre.training.config import ComputeConfig, LoggerConfig
 from leadre.training.device import set_up_device
 from leadre.training.fit import fit
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
+VALID_KS = (1, 4, 8)
 
 
 def align(
-    config: DpoAlignment | RrhfAlignment,
+    config: PairAlignment,
     model: Path,
     world: Path,
     catalog: Path,
     pairs: Path,
     tokens: Path,
+    ltr: Path,
+    preferences: Path,
     *,
     out: Path,
     compute: ComputeConfig,
@@ -39,75 +51,81 @@ def align(
 ) -> None:
     """Align a model with business value (LEADRE 4.3.2) and write its folder.
 
-    Writes beside the model ``preferences.parquet``, ``preferences.json`` (what was left out and why), for DPO
-    ``reference.safetensors`` (the tuned model's log-probabilities, row n of ``preferences.parquet``), and the metrics.
+    Writes beside the model ``reference.safetensors`` (the tuned model's log-probabilities ``(N, R)`` of the chosen and
+    rejected ads), ``budget.json`` (pairs, rows, steps, tokens), and the metrics.
 
     Args:
         config: The kind of alignment and its numbers.
         model: The tuned model.
-        world: Gives impressions and split.
-        catalog: Gives the S-IDs.
-        pairs: Gives the users of the training prompts.
-        tokens: Gives the training prompts.
+        world: Gives the times of the validation targets, and to the ranker what it looks at.
+        catalog: Gives the S-IDs and the trie.
+        pairs: Gives the users of the training and validation prompts.
+        tokens: Gives those prompts.
+        ltr: Gives the ranker and the labels of validation users.
+        preferences: Gives the pairs.
         out: The folder of the result.
         compute: Devices, threads, checkpoints.
         logger: Where metrics go beside the files.
 
     Raises:
-        ValueError: If no preference pair can be made, or the inputs do not belong together.
+        ValueError: If the inputs do not belong together, or the chosen ads become too unlikely.
     """
+    tuning = config.tuning
+    found = tables.read(tables.PREFERENCES, preferences / "preferences.parquet")
     sids = tables.read(tables.SIDS, catalog / "sids.parquet")
-    users = tables.read(tables.PAIRS, pairs / "main.train.parquet")["user_id"]
-    found = _pairs(config.preferences, world, sids, users, out=out)
     lm = load(model)
     # The optimizer's small steps would be rounded away in bfloat16 weights, unless that is asked for.
-    lm.model.to(torch.bfloat16 if config.tuning.precision == "bf16-true" else torch.float32)  # type: ignore[arg-type]
-    rows = preference_rows(found, sids, users, tokens / "main.train.safetensors", sid_offsets=lm.sid_offsets)
-    if config.kind == "dpo":
-        rows = _with_reference(config, lm.model, rows, out=out, compute=compute)
-    plan = bucketed_plan(
-        rows.lengths,
-        batch_size=config.tuning.batch_size,
-        epochs=config.tuning.epochs,
-        seed=config.tuning.seed,
+    lm.model.to(torch.bfloat16 if tuning.precision == "bf16-true" else torch.float32)  # type: ignore[arg-type]
+    levels = json.loads((catalog / "tokens.json").read_text())["levels"]
+    codes = TrieSupport(trie.load(catalog / "trie.safetensors"), sid_tokens(lm.sid_offsets, levels))
+    rows = preference_rows(
+        found,
+        sids,
+        _users(pairs / "main.train.parquet"),
+        tokens / "main.train.safetensors",
+        sid_offsets=lm.sid_offsets,
+        negatives=config.negatives if isinstance(config, SdpoAlignment) else 1,
     )
+    rows = _with_reference(config, lm.model, rows, codes, out=out, compute=compute)
+    plan = _plan(rows, len(found), tuning)
+    chosen = _sample(world, pairs, tokens, ltr, sids, tuning)
+    validated = tuning.validations > 0 and chosen.prompts
+    devices = compute.devices * compute.num_nodes
+    micro_batches = micro_batches_of(tuning.batch_size, tuning.micro_batch_size, devices=devices)
     fit(
-        _module(config, lm.model),
-        Batches(plan, rows.batch),
+        _module(config, lm.model, codes, chosen, sids["ad_id"].to_list(), _ecpms(ltr, world)),
+        Batches(plan, rows.batch, micro_batches=micro_batches),
         out=out,
         compute=compute,
         logger=logger,
         name=config.kind,
-        gradient_clip=config.tuning.gradient_clip,
-        precision=config.tuning.precision,
+        valid=chosen.prompts if validated else None,
+        valid_every_steps=-(-len(plan) // tuning.validations) if validated else None,
+        gradient_clip=tuning.gradient_clip,
+        precision=tuning.precision,
+        seed=tuning.seed,
     )
-    if config.kind == "dpo":
-        shutil.copy(out / "checkpoints" / "reference.safetensors", out)
+    shutil.copy(out / "checkpoints" / "reference.safetensors", out)
     save(lm, out)
+    seen = int(rows.lengths[np.concatenate(plan)].sum())
+    budget = {"pairs": len(found), "rows": len(rows.lengths), "steps": len(plan), "tokens": seen}
+    (out / "budget.json").write_text(json.dumps(budget))
+    log.info("%s steps over %s pairs in %s rows", len(plan), len(found), len(rows.lengths))
 
 
-def _pairs(config: PreferenceConfig, world: Path, sids: pl.DataFrame, users: pl.Series, *, out: Path) -> pl.DataFrame:
-    """The preference pairs, written to ``out`` with an account of what was left out."""
-    found = preferences(
-        tables.read(tables.IMPRESSIONS, world / "impressions.parquet"),
-        tables.read(tables.SPLIT, world / "split.parquet"),
-        sids,
-        users.drop_nulls(),
-        config=config,
-    )
-    tables.write(PREFERENCES, found.pairs, out / "preferences.parquet")
-    (out / "preferences.json").write_text(json.dumps(found.account(), indent=2) + "\n", encoding="utf-8")
-    log.info("%s preference pairs of %s impressions", len(found.pairs), found.impressions)
-    return found.pairs
+def _users(path: Path) -> pl.Series:
+    return pl.read_parquet(path, columns=["user_id"])["user_id"]
 
 
 def _with_reference(
-    config: DpoAlignment, model: PreTrainedModel, rows: Rows, *, out: Path, compute: ComputeConfig
+    config: PairAlignment, model: PreTrainedModel, rows: Rows, codes: TrieSupport, *, out: Path, compute: ComputeConfig
 ) -> Rows:
+    """The rows with the log-probabilities of the model as it is; also where no loss reads them, the guard does."""
     reference = stored_logprobs(
         out / "checkpoints" / "reference.safetensors",  # it must outlive a kill, as a checkpoint does
         model,
         rows,
+        support=codes if config.support == "trie" else None,
         batch_size=config.tuning.batch_size,
         device=set_up_device(compute),
         autocast=config.tuning.precision == "bf16-mixed",
@@ -115,25 +133,74 @@ def _with_reference(
     return rows._replace(reference=reference)
 
 
-def _module(config: DpoAlignment | RrhfAlignment, model: PreTrainedModel) -> Dpo | Rrhf:
+def _plan(rows: Rows, num_pairs: int, tuning: TuningConfig) -> list[NDArray[np.int64]]:
+    """As many steps as one row a pair takes, for every method.
+
+    Our choice: where several rejected ads share a row there are fewer rows, which are seen the more often, so that
+    methods are compared at equal pairs, steps and rows a step.
+    """
+    steps = tuning.epochs * -(-num_pairs // tuning.batch_size)
+    epochs = -(-steps // -(-len(rows.lengths) // tuning.batch_size))
+    return bucketed_plan(rows.lengths, batch_size=tuning.batch_size, epochs=epochs, seed=tuning.seed)[:steps]
+
+
+def _sample(world: Path, pairs: Path, tokens: Path, ltr: Path, sids: pl.DataFrame, tuning: TuningConfig) -> Sample:
+    return sample(
+        tokens / "main.valid.safetensors",
+        _users(pairs / "main.valid.parquet"),
+        tables.read(tables.SPLIT, world / "split.parquet"),
+        tables.read(tables.LISTS, ltr / "valid_labels.parquet"),
+        sids,
+        num_users=tuning.valid_users if tuning.validations else 0,
+        seed=tuning.seed,
+    )
+
+
+def _ecpms(ltr: Path, world: Path) -> Ecpms:
+    frozen, behaviors = ranker.load(ltr), known.read(world)  # once for all validations
+    return lambda users, ads: ranker.estimate_known(frozen, behaviors, users, ads).ecpm
+
+
+def _module(
+    config: PairAlignment, model: PreTrainedModel, codes: TrieSupport, chosen: Sample, ads: Sequence[str], ecpms: Ecpms
+) -> Aligner:
     tuning = config.tuning
-    if config.kind == "dpo":
-        return Dpo(
-            model,
-            beta=config.beta,
-            label_smoothing=config.label_smoothing,
-            sft_weight=config.sft_weight,
-            max_chosen_drop=config.max_chosen_drop,
-            learning_rate=tuning.learning_rate,
-            min_learning_rate=tuning.min_learning_rate,
-            warmup_share=tuning.warmup_share,
-            weight_decay=tuning.weight_decay,
-        )
-    return Rrhf(
+    ks = [k for k in VALID_KS if k <= tuning.valid_beam_width]
+    return Aligner(
         model,
-        sft_weight=config.sft_weight,
+        loss=_loss(config),
+        catalog=codes,
+        support=config.support,
+        reward_scale=config.beta if isinstance(config, DpoAlignment | SdpoAlignment) else 1.0,
+        max_chosen_drop=config.max_chosen_drop,
+        batch_size=tuning.batch_size,
+        valid=chosen.prompts,
+        measure=lambda lists: measure(lists, chosen, ads, ecpms, ks=ks),
+        beam_width=tuning.valid_beam_width,
         learning_rate=tuning.learning_rate,
         min_learning_rate=tuning.min_learning_rate,
         warmup_share=tuning.warmup_share,
         weight_decay=tuning.weight_decay,
     )
+
+
+def _loss(config: PairAlignment) -> Loss:
+    """The method with its numbers."""
+    match config:
+        case DpoAlignment(loss="ipo"):
+            return partial(methods.ipo, beta=config.beta, sft_weight=config.sft_weight)
+        case DpoAlignment():
+            return partial(
+                methods.dpo,
+                beta=config.beta,
+                label_smoothing=config.label_smoothing,
+                sft_weight=config.sft_weight,
+            )
+        case SdpoAlignment():
+            return partial(methods.sdpo, beta=config.beta, sft_weight=config.sft_weight)
+        case RrhfAlignment(variant="official"):
+            return partial(methods.rrhf_official, sft_weight=config.sft_weight)
+        case RrhfAlignment():
+            return partial(methods.rrhf, sft_weight=config.sft_weight)
+        case _:
+            return methods.sft_on_chosen

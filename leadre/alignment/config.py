@@ -11,12 +11,16 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Support = Literal["vocab", "trie"]
+"""What a code's probability is taken among: the whole vocabulary, or the codes that the trie allows."""
 
 
 @settings
 class PreferenceConfig:
     """Which pairs of one user's plausible ads are compared by their ECPM."""
 
+    sources: Annotated[tuple[Literal["log", "beam"], ...], Field(min_length=1)]
+    beam_width: Count
     min_pctr_quantile: Share
     min_log_ecpm_gap: NotNegative
     reject_train_targets: bool
@@ -24,6 +28,7 @@ class PreferenceConfig:
     max_pairs_per_user: Count
     max_pairs_per_ad: Count
     max_pairs: Count
+    control: Literal["flipped", "random"] | None
     seed: Annotated[int, Field(ge=0)]
 
 
@@ -33,12 +38,16 @@ class TuningConfig:
 
     epochs: Count
     batch_size: Count
+    micro_batch_size: Count | None
     learning_rate: Positive
     min_learning_rate: NotNegative
     warmup_share: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: NotNegative
     gradient_clip: Positive | None
     precision: Literal["32-true", "bf16-true", "bf16-mixed"]
+    validations: Annotated[int, Field(ge=0)]
+    valid_users: Count
+    valid_beam_width: Count
     seed: Annotated[int, Field(ge=0)]
 
     @model_validator(mode="after")
@@ -59,22 +68,72 @@ class DpoAlignment:
     """Direct Preference Optimization with a likelihood term on the preferred ad."""
 
     kind: Literal["dpo"]
+    loss: Literal["sigmoid", "ipo"]
     beta: Positive
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     sft_weight: NotNegative
+    support: Support
+    max_chosen_drop: Positive
+    preferences: PreferenceConfig
+    tuning: TuningConfig
+
+    @model_validator(mode="after")
+    def _smoothing_is_of_the_sigmoid(self) -> Self:
+        if self.loss == "ipo" and self.label_smoothing:
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing:g}, but loss is 'ipo', which knows none: set "
+                "alignment.label_smoothing=0, or alignment.loss=sigmoid"
+            )
+        return self
+
+
+@settings
+class SdpoAlignment:
+    """DPO of a preferred ad against several others at once, with a likelihood term on the preferred one."""
+
+    kind: Literal["sdpo"]
+    beta: Positive
+    negatives: Count
+    sft_weight: NotNegative
+    support: Support
+    max_chosen_drop: Positive
+    preferences: PreferenceConfig
+    tuning: TuningConfig
+
+    @model_validator(mode="after")
+    def _a_user_has_so_many(self) -> Self:
+        if self.negatives > self.preferences.max_pairs_per_user:
+            raise ValueError(
+                f"negatives is {self.negatives}, but preferences.max_pairs_per_user is "
+                f"{self.preferences.max_pairs_per_user}, so that no ad has so many rejected beside it: raise "
+                "alignment.preferences.max_pairs_per_user, or lower alignment.negatives"
+            )
+        return self
+
+
+@settings
+class RrhfAlignment:
+    """RRHF: ranking by the model's own likelihood, without a reference in the loss."""
+
+    kind: Literal["rrhf"]
+    variant: Literal["paper", "official"]
+    sft_weight: NotNegative
+    support: Support
     max_chosen_drop: Positive
     preferences: PreferenceConfig
     tuning: TuningConfig
 
 
 @settings
-class RrhfAlignment:
-    """RRHF: ranking by the model's own likelihood, without a reference."""
+class SftAlignment:
+    """The control: the likelihood of the preferred ads alone, on the same pairs for the same steps."""
 
-    kind: Literal["rrhf"]
-    sft_weight: NotNegative
+    kind: Literal["sft"]
+    support: Support
+    max_chosen_drop: Positive
     preferences: PreferenceConfig
     tuning: TuningConfig
 
 
-AlignmentConfig = Annotated[NoAlignment | DpoAlignment | RrhfAlignment, Field(discriminator="kind")]
+PairAlignment = DpoAlignment | SdpoAlignment | RrhfAlignment | SftAlignment
+AlignmentConfig = Annotated[NoAlignment | PairAlignment, Field(discriminator="kind")]

@@ -1,4 +1,7 @@
-"""The losses of preference alignment, as pure functions of log-probabilities (LEADRE 4.3.2, 5.2.3)."""
+"""The losses of preference alignment, as pure functions of log-probabilities (LEADRE 4.3.2, 5.2.3).
+
+Each gives one number a row, so that the caller weighs rows: a batch may be split over devices without a change.
+"""
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows it by
@@ -29,7 +32,7 @@ def dpo_loss(
         label_smoothing: Assumed share of pairs whose order is wrong, in ``[0, 0.5)``; 0 is plain DPO.
 
     Returns:
-        The mean over the pairs, a scalar.
+        ``(B,)``.
 
     Raises:
         ValueError: If ``beta`` or ``label_smoothing`` is out of its range.
@@ -43,15 +46,91 @@ def dpo_loss(
         >>> round(float(loss), 4)
         0.3133
     """
-    if not beta > 0:
-        raise ValueError(f"beta is {beta}, but it scales the preference and must be above 0: use about 0.1")
+    _check_beta(beta)
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(
             f"label_smoothing is {label_smoothing}, but at 0.5 and above a pair says nothing or the opposite: "
             "use 0 to below 0.5"
         )
     reward_gap = beta * ((chosen - rejected) - (reference_chosen - reference_rejected))
-    return (-F.logsigmoid(reward_gap) + label_smoothing * reward_gap).mean()
+    return -F.logsigmoid(reward_gap) + label_smoothing * reward_gap
+
+
+def ipo_loss(
+    chosen: Tensor, rejected: Tensor, *, reference_chosen: Tensor, reference_rejected: Tensor, beta: float
+) -> Tensor:
+    """Identity Preference Optimization (Azar et al. 2023, eq. 17): ``(h - 1 / (2 beta))^2``, with h as in `dpo_loss`.
+
+    The margin is drawn to ``1 / (2 beta)`` nats and no farther, where DPO's would grow without end on pairs that are
+    always in the same order. Log-probabilities are summed, as in the paper; TRL takes their means over tokens.
+
+    Args:
+        chosen: As in `dpo_loss`, ``(B,)``.
+        rejected: As in `dpo_loss`, ``(B,)``.
+        reference_chosen: As in `dpo_loss`, ``(B,)``.
+        reference_rejected: As in `dpo_loss`, ``(B,)``.
+        beta: Above 0; the target margin is ``1 / (2 beta)``.
+
+    Returns:
+        ``(B,)``.
+
+    Raises:
+        ValueError: If ``beta`` is not above 0.
+
+    Example:
+        h = 2, and the target is 1 / (2 * 0.25) = 2.
+
+        >>> one = torch.ones(1)
+        >>> float(ipo_loss(-1 * one, -3 * one, reference_chosen=one, reference_rejected=one, beta=0.25))
+        0.0
+    """
+    _check_beta(beta)
+    gap = (chosen - rejected) - (reference_chosen - reference_rejected)
+    return (gap - 1 / (2 * beta)) ** 2
+
+
+def sdpo_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    *,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    present: Tensor,
+    beta: float,
+) -> Tensor:
+    """Softmax-DPO of one preferred response against several (Chen et al. 2024, S-DPO, eq. 11).
+
+    With ``d = log p - log p_ref`` the loss is ``-log sigmoid(-log sum_l exp(beta (d_l - d_chosen)))``: that of DPO for
+    a single other response, and ``log(1 + n)`` for n of them where policy and reference agree.
+
+    Args:
+        chosen: Summed log-probability of the preferred response under the policy, ``(B,)``.
+        rejected: Of the n others, ``(B, n)``; whatever stands where there is none.
+        reference_chosen: Of the preferred response under the reference, ``(B,)``.
+        reference_rejected: Of the others, ``(B, n)``.
+        present: ``(B, n)`` bool, which of the others are there, at least one a row.
+        beta: See `dpo_loss`.
+
+    Returns:
+        ``(B,)``.
+
+    Raises:
+        ValueError: If ``beta`` is not above 0, or a row has nothing to compare with.
+
+    Example:
+        Three others as good as the chosen one: log 4.
+
+        >>> one, three = torch.zeros(1), torch.zeros(1, 3)
+        >>> loss = sdpo_loss(one, three, reference_chosen=one, reference_rejected=three,
+        ...                  present=three == 0, beta=1.0)
+        >>> round(float(loss.exp()), 4)
+        4.0
+    """
+    _check_beta(beta)
+    if not bool(present.any(dim=1).all()):
+        raise ValueError("present has a row without any rejected response: give every chosen one at least one")
+    gaps = beta * ((rejected - reference_rejected) - (chosen - reference_chosen)[:, None])
+    return F.softplus(gaps.masked_fill(~present, -torch.inf).logsumexp(dim=1))  # -log sigmoid(-x) = softplus(x)
 
 
 def rank_loss(scores: Tensor, rewards: Tensor) -> Tensor:
@@ -64,24 +143,23 @@ def rank_loss(scores: Tensor, rewards: Tensor) -> Tensor:
         rewards: Their rewards r, ``(B, R)``.
 
     Returns:
-        The mean over the rows, a scalar.
+        ``(B,)``.
 
     Example:
         Only the pair (r=1, r=2) is in the wrong order, by -1 - (-4) = 3.
 
-        >>> float(rank_loss(torch.tensor([[-1.0, -4.0]]), torch.tensor([[1.0, 2.0]])))
-        3.0
+        >>> rank_loss(torch.tensor([[-1.0, -4.0]]), torch.tensor([[1.0, 2.0]])).tolist()
+        [3.0]
     """
     worse = rewards[:, :, None] < rewards[:, None, :]  # (B, R, R): r_i < r_j
     excess = F.relu(scores[:, :, None] - scores[:, None, :])
-    return (excess * worse).sum(dim=(1, 2)).mean()
+    return (excess * worse).sum(dim=(1, 2))
 
 
 def rrhf_loss(logprobs: Tensor, rewards: Tensor, *, sft_weight: float) -> Tensor:
     """RRHF: the ranking loss plus the likelihood of the best response (Yuan et al. 2023, eq. 2 to 4).
 
-    The variant is the paper's: p is the *mean* token log-probability. (The authors' code overwrites its labels
-    before it takes the length and ranks by another scale.)
+    The variant is the paper's: p is the *mean* token log-probability, the likelihood a sum over tokens.
 
     Args:
         logprobs: Token log-probabilities of R candidate responses of L tokens, ``(B, R, L)``.
@@ -89,16 +167,57 @@ def rrhf_loss(logprobs: Tensor, rewards: Tensor, *, sft_weight: float) -> Tensor
         sft_weight: Weight of ``-sum_t log p(best_t)``; the paper's is 1.
 
     Returns:
-        The mean over the rows, a scalar.
+        ``(B,)``.
 
     Example:
         Means are -1 and -2 and the second is better: rank 1, and its two tokens cost 4.
 
         >>> logprobs = torch.tensor([[[-1.0, -1.0], [-1.0, -3.0]]])
-        >>> float(rrhf_loss(logprobs, torch.tensor([[1.0, 2.0]]), sft_weight=1.0))
-        5.0
+        >>> rrhf_loss(logprobs, torch.tensor([[1.0, 2.0]]), sft_weight=1.0).tolist()
+        [5.0]
     """
+    return rank_loss(logprobs.mean(dim=-1), rewards) + sft_weight * sft_loss(_best(logprobs, rewards))
+
+
+def rrhf_official_loss(logprobs: Tensor, rewards: Tensor, *, row_lengths: Tensor, sft_weight: float) -> Tensor:
+    """RRHF as its authors' published training computes it, which is not what their paper says.
+
+    Their labels, -100 at prompt and padding, are overwritten by 0 before the labeled tokens are counted: so a score
+    is the summed log-probability over the length of the whole padded row, prompt included, and the likelihood is a
+    mean over that row. One query at a time is what they train on, so a row's length is its own query's.
+
+    Args:
+        logprobs: Token log-probabilities of R candidate responses of L tokens, ``(B, R, L)``.
+        rewards: Their rewards, ``(B, R)``.
+        row_lengths: ``(B,)`` tokens of each row's prompt and longest response.
+        sft_weight: Weight of the likelihood of the best response.
+
+    Returns:
+        ``(B,)``.
+
+    Example:
+        As in `rrhf_loss`, behind a prompt of six tokens: sums are -2 and -4, over a row of eight.
+
+        >>> logprobs = torch.tensor([[[-1.0, -1.0], [-1.0, -3.0]]])
+        >>> rrhf_official_loss(logprobs, torch.tensor([[1.0, 2.0]]), row_lengths=torch.tensor([8]),
+        ...                    sft_weight=1.0).tolist()
+        [0.75]
+    """
+    rank = rank_loss(logprobs.sum(dim=-1) / row_lengths[:, None], rewards)
+    return rank + sft_weight * sft_loss(_best(logprobs, rewards)) / row_lengths
+
+
+def sft_loss(logprobs: Tensor) -> Tensor:
+    """Negative log-likelihood of a response, summed over its tokens: ``(B, L)`` to ``(B,)``."""
+    return -logprobs.sum(dim=-1)
+
+
+def _best(logprobs: Tensor, rewards: Tensor) -> Tensor:
+    """The token log-probabilities ``(B, L)`` of the response of the highest reward."""
     best = rewards.argmax(dim=1)
-    rows = torch.arange(len(best), device=best.device)
-    sft = -logprobs[rows, best].sum(dim=-1).mean()
-    return rank_loss(logprobs.mean(dim=-1), rewards) + sft_weight * sft
+    return logprobs[torch.arange(len(best), device=best.device), best]
+
+
+def _check_beta(beta: float) -> None:
+    if not beta > 0:
+        raise ValueError(f"beta is {beta}, but it scales the preference and must be above 0: use about 0.1")

@@ -1,9 +1,8 @@
 """Pairs of one user's plausible ads, the one of higher ECPM preferred (LEADRE 4.3.2).
 
-The paper selects "two potential ads that are likely to result in a click or conversion" and orders them by
-their ECPM at the ranking stage. Our choice, as it says no more: an ad is plausible for a user who clicked it, or
-whose ranker gave it as high a click probability as many clicked ads have. Without that floor the model would be
-taught relevance and not value.
+Our choice, where the paper is silent: two ads of the log are compared by the ECPMs of the log; where one of the two is
+of the model's own beam, and so has none, both are compared by the ranker's estimates for the same moment. The two
+scales never meet in a pair.
 """
 
 from typing import Any, NamedTuple
@@ -12,22 +11,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from leadre import tables
+from leadre.alignment.candidates import Candidates, Funnel, funnel, usable
 from leadre.alignment.config import PreferenceConfig
-from leadre.tables import Column, Table
 
-PREFERENCES = Table(
-    "preferences",
-    {
-        "user_id": Column(pl.String()),
-        "chosen_ad": Column(pl.String()),
-        "rejected_ad": Column(pl.String()),
-        "chosen_ecpm": Column(pl.Float64()),
-        "rejected_ecpm": Column(pl.Float64()),
-        "divergence": Column(pl.Int32()),
-    },
-)
-"""One row a pair, sorted by user, chosen and rejected ad. ``divergence`` is the number of leading codes that the two
-S-IDs share: DPO's gradient is exactly zero on them, so a pair that parts late trains only the last codes."""
+_USERS = 1_000
+"""Users whose pairs are in memory at a time, before the cap of a user."""
+_ROLES = ("chosen", "rejected")
 
 
 class Preferences(NamedTuple):
@@ -35,167 +25,200 @@ class Preferences(NamedTuple):
 
     Attributes:
         pairs: A PREFERENCES table, at least one row.
-        impressions: Impressions looked at.
-        ads: Plausible (user, ad) combinations that were paired with one another.
-        dropped: Impressions (up to ``user_beyond_latest_ads``), then pairs, left out for each reason, in order.
+        steps: The way from ``impressions`` and ``beam_ads`` over ``ads`` to ``pairs``: of each what came in, what was
+            dropped for each reason, in order, and what went out. ``ads`` takes what goes out of the first two.
+        floors: The click probability from which an ad of the log, and of the beam, is plausible.
+        settings: Which control the pairs are of, and the seed.
     """
 
     pairs: pl.DataFrame
-    impressions: int
-    ads: int
-    dropped: dict[str, int]
+    steps: dict[str, dict[str, Any]]
+    floors: dict[str, float | None]
+    settings: dict[str, Any]
 
     def account(self) -> dict[str, Any]:
-        """What ``preferences.json`` holds: the counts, and how the pairs spread over levels, users and ads."""
-        levels = self.pairs["divergence"].value_counts().sort("divergence")
+        """What ``preferences.json`` holds: the counts, and how the pairs spread over levels, sources, users and ads."""
+        sources = pl.format("{}>{}", "chosen_source", "rejected_source").alias("sources")
         return {
-            "impressions": self.impressions,
-            "plausible_ads": self.ads,
-            "dropped": self.dropped,
-            "pairs": len(self.pairs),
+            "steps": self.steps,
+            "floors": self.floors,
+            **self.settings,
+            "pairs": self.pairs.height,
             "users": self.pairs["user_id"].n_unique(),
             "chosen_ads": self.pairs["chosen_ad"].n_unique(),
             "rejected_ads": self.pairs["rejected_ad"].n_unique(),
-            "divergence": {str(level): count for level, count in levels.iter_rows()},
+            "gini": _exposure(self.pairs),
+            "sources": _counts(self.pairs.select(sources)),
+            "divergence": _counts(self.pairs.select("divergence")),
         }
 
 
 def preferences(
-    impressions: pl.DataFrame,
-    split: pl.DataFrame,
-    sids: pl.DataFrame,
-    prompted: pl.Series,
-    *,
-    config: PreferenceConfig,
+    log: Candidates, beam: Candidates, split: pl.DataFrame, sids: pl.DataFrame, *, config: PreferenceConfig
 ) -> Preferences:
-    """Compose preference pairs from the impressions of training time.
+    """Compose preference pairs from plausible ads.
 
-    Only impressions before the user's validation target count (for users without one: up to their last training
-    target). No pair holds a user's validation or test target in either role; none rejects a training target
-    unless ``reject_train_targets``. Where ``pctr`` is null, only clicked ads are plausible. The result is the same
-    for the same seed, whatever the order of the rows given.
+    No pair rejects a training target unless ``reject_train_targets``. Ads of the two sources are taken in turns, the
+    log's latest and the beam's best first, until a user has ``max_ads_per_user``. Pairs are drawn at random, in turns
+    too: each user's first pair within the log, and first pair with an ad of the beam, come before anybody's second, so
+    that neither a source with many ads nor an active user is most of the sample. The caps then cut that order, over
+    both sources. A control turns the pairs round last of all: its sample is that of the true pairs.
+
+    The result is the same for the same seed, whatever the order of the rows given.
 
     Args:
-        impressions: An IMPRESSIONS table.
+        log: The ads of `leadre.alignment.candidates.logged`.
+        beam: The ads of `leadre.alignment.candidates.beamed`.
         split: A SPLIT table.
-        sids: The catalog, a SIDS table; other ads have no response.
-        prompted: The user_ids that have a training prompt.
-        config: Thresholds, caps and the seed.
+        sids: The catalog, a SIDS table with all the ads.
+        config: Thresholds, caps, control and the seed.
 
     Raises:
         ValueError: If no pair is left.
     """
-    dropped: dict[str, int] = {}
-    ads = _plausible_ads(impressions, split, sids, prompted, config=config, dropped=dropped)
-    pairs = _pairs(ads, split, config=config, dropped=dropped)
-    pairs = _sample(pairs, config=config, dropped=dropped)
-    if pairs.is_empty():
-        raise ValueError(
-            f"alignment.preferences left no pair of {len(impressions)} impressions "
-            f"({', '.join(f'{reason}: {count}' for reason, count in dropped.items() if count) or 'none to drop'}): "
-            "alignment compares two plausible ads of one user by their ECPM; loosen alignment.preferences where the "
-            "counts are large, or train without alignment (alignment=none)"
-        )
-    pairs = pairs.with_columns(divergence=_shared_codes(pairs, sids)).select(list(PREFERENCES.columns))
-    pairs = pairs.sort("user_id", "chosen_ad", "rejected_ad")
-    return Preferences(pairs, impressions=len(impressions), ads=len(ads), dropped=dropped)
-
-
-def _plausible_ads(
-    impressions: pl.DataFrame,
-    split: pl.DataFrame,
-    sids: pl.DataFrame,
-    prompted: pl.Series,
-    *,
-    config: PreferenceConfig,
-    dropped: dict[str, int],
-) -> pl.DataFrame:
-    """One row a user and plausible ad, their latest usable impression: user_id, ad_id, ecpm, time."""
-    held_out = split.filter(pl.col("role") != "train")
-    users = pl.DataFrame({"user_id": prompted.unique()}, schema={"user_id": pl.String()})
-    kept = _train_time(impressions, split)
-    dropped["not_in_train_time"] = len(impressions) - len(kept)
-    threshold = _pctr_threshold(kept, config.min_pctr_quantile)
-    kept = _count("user_without_prompt", kept, kept.join(users, on="user_id", how="semi"), dropped)
-    kept = _count("ad_not_in_catalog", kept, kept.join(sids, on="ad_id", how="semi"), dropped)
-    usable = pl.col("ecpm").is_finite() & (pl.col("ecpm") > 0)
-    kept = _count("unusable_ecpm", kept, kept.filter(usable), dropped)
-    kept = _count("held_out_target", kept, kept.join(held_out, on=["user_id", "ad_id"], how="anti"), dropped)
-    kept = _count("implausible", kept, kept.filter(_is_plausible(threshold)), dropped)
-    kept = kept.sort("user_id", "time", "ad_id", "ecpm", descending=[False, True, False, True])
-    latest = kept.unique(["user_id", "ad_id"], keep="first", maintain_order=True)
-    kept = _count("shown_again_later", kept, latest, dropped)
-    few = kept.filter(pl.int_range(pl.len()).over("user_id") < config.max_ads_per_user)
-    return _count("user_beyond_latest_ads", kept, few, dropped).select("user_id", "ad_id", "ecpm", "time")
-
-
-def _count(reason: str, before: pl.DataFrame, after: pl.DataFrame, dropped: dict[str, int]) -> pl.DataFrame:
-    """Note how many rows a step took away, and hand on what is left."""
-    dropped[reason] = len(before) - len(after)
-    return after
-
-
-def _train_time(impressions: pl.DataFrame, split: pl.DataFrame) -> pl.DataFrame:
-    """The impressions before their user's validation target, or up to the last training target where there is none."""
-    is_valid, is_train = pl.col("role") == "valid", pl.col("role") == "train"
-    ends = split.group_by("user_id").agg(
-        end=pl.coalesce(pl.col("time").filter(is_valid).min(), pl.col("time").filter(is_train).max() + 1)
+    ads = _ads(log, beam, split, config.max_ads_per_user)
+    kept = _sample(ads.rows, config)
+    steps = {"impressions": log.funnel, "beam_ads": beam.funnel, "ads": ads, "pairs": kept}
+    if kept.rows.is_empty():
+        raise ValueError(_no_pair(steps))
+    order = ["user_id", "chosen_ad", "rejected_ad"]
+    pairs = _controlled(kept.rows.sort(order), config)
+    pairs = pairs.with_columns(divergence=_shared_codes(pairs, sids)).select(list(tables.PREFERENCES.columns))
+    return Preferences(
+        pairs.sort(order),
+        steps={name: step.account() for name, step in steps.items()},
+        floors={"log": log.floor, "beam": beam.floor},
+        settings={"control": config.control, "seed": config.seed},
     )
-    joined = impressions.join(ends, on="user_id", how="inner", maintain_order="left")
-    return joined.filter(pl.col("time") < pl.col("end")).drop("end")
 
 
-def _pctr_threshold(impressions: pl.DataFrame, quantile: float) -> float | None:
-    """The click probability that this share of clicked impressions stays below; None if none has one."""
-    clicked = impressions.filter(pl.col("clicked"))["pctr"].drop_nulls().drop_nans()
-    return clicked.quantile(quantile, interpolation="linear")
+def _ads(log: Candidates, beam: Candidates, split: pl.DataFrame, max_ads: int) -> Funnel:
+    """The ads that are paired with one another, sorted by user and ad; ``target``: a training target of the user."""
+    targets = split.select("user_id", "ad_id").unique().with_columns(target=True)
+    kept = funnel(pl.concat([log.funnel.rows, beam.funnel.rows]))
+    turns = kept.rows.sort("user_id", "place", pl.col("source") == "beam", "ad_id")
+    kept = kept.left("user_beyond_max_ads", turns.filter(pl.int_range(pl.len()).over("user_id") < max_ads))
+    kept = kept.keep("only_ad_of_user", pl.len().over("user_id") > 1)
+    rows = kept.rows.join(targets, on=["user_id", "ad_id"], how="left").sort("user_id", "ad_id")
+    return kept._replace(rows=rows.with_columns(pl.col("target").fill_null(value=False)))
 
 
-def _is_plausible(threshold: float | None) -> pl.Expr:
-    """Clicked, or as likely to be clicked as ``threshold``. A NaN would count as the largest of numbers."""
-    clicked = pl.col("clicked").fill_null(value=False)
-    if threshold is None:
-        return clicked
-    pctr = pl.col("pctr").fill_nan(None)
-    return clicked | (pctr >= threshold).fill_null(value=False)
+def _sample(ads: pl.DataFrame, config: PreferenceConfig) -> Funnel:
+    """A random sample of all pairs under the caps."""
+    rng = np.random.default_rng([config.seed, 0])
+    parts = ads.with_columns(part=pl.col("user_id").rle_id() // _USERS).partition_by("part", maintain_order=True)
+    kept = _together([_pairs(part, config, rng) for part in parts] or [_pairs(ads, config, rng)])
+    kept = kept._replace(rows=kept.rows.sort("turn", "draw", "user_id", "chosen_ad", "rejected_ad"))
+    for column in ("chosen_ad", "rejected_ad"):
+        kept = kept.keep(f"beyond_cap_of_{column}", pl.int_range(pl.len()).over(column) < config.max_pairs_per_ad)
+    return kept.left("beyond_max_pairs", kept.rows.head(config.max_pairs))
 
 
-def _pairs(
-    ads: pl.DataFrame, split: pl.DataFrame, *, config: PreferenceConfig, dropped: dict[str, int]
-) -> pl.DataFrame:
-    """All pairs of a user's ads whose ECPMs are far enough apart: user_id, chosen and rejected ad and ECPM."""
-    better = ads.select("user_id", chosen_ad="ad_id", chosen_ecpm="ecpm")
-    worse = ads.select("user_id", rejected_ad="ad_id", rejected_ecpm="ecpm")
-    pairs = better.join(worse, on="user_id").filter(pl.col("chosen_ecpm") > pl.col("rejected_ecpm"))
-    num_ads = ads.group_by("user_id").len()["len"].cast(pl.Int64)
-    num_pairs = int((num_ads * (num_ads - 1) // 2).sum())
-    gap = pl.col("chosen_ecpm").log() - pl.col("rejected_ecpm").log()
-    pairs = pairs.filter(gap >= config.min_log_ecpm_gap)
-    dropped["ecpms_too_close"] = num_pairs - len(pairs)
-    if config.reject_train_targets:
-        return pairs
+def _pairs(ads: pl.DataFrame, config: PreferenceConfig, rng: np.random.Generator) -> Funnel:
+    """The pairs of some users that may be made, up to the cap of a user."""
+    kept = funnel(ads.join(ads, on="user_id", suffix="_other").filter(pl.col("ad_id") < pl.col("ad_id_other")))
+    kept = kept._replace(rows=_on_one_scale(kept.rows))
+    kept = kept.keep("unusable_estimate", usable("value") & usable("value_other"))
+    gap = pl.col("value").log() - pl.col("value_other").log()
+    kept = kept.keep("ecpms_tied", pl.col("value") != pl.col("value_other"))
+    kept = kept.keep("ecpms_too_close", gap.abs() >= config.min_log_ecpm_gap)
+    kept = kept._replace(rows=_ordered(kept.rows))
     # Pushing a training click down would undo what tuning has just taught.
-    targets = split.select("user_id", rejected_ad="ad_id")
-    clean = pairs.join(targets, on=["user_id", "rejected_ad"], how="anti")
-    return _count("rejected_is_a_train_target", pairs, clean, dropped)
+    kept = kept.keep("rejected_is_a_train_target", ~pl.col("rejected_target") | config.reject_train_targets)
+    kept = kept._replace(rows=_drawn(kept.rows, rng))
+    return kept.keep("beyond_cap_of_user", pl.int_range(pl.len()).over("user_id") < config.max_pairs_per_user)
 
 
-def _sample(pairs: pl.DataFrame, *, config: PreferenceConfig, dropped: dict[str, int]) -> pl.DataFrame:
-    """A random sample under the caps; without them a few active users and high bidders would be all of it."""
+def _on_one_scale(pairs: pl.DataFrame) -> pl.DataFrame:
+    """``value`` and ``value_other``: both ECPMs of the log, or both estimates where the log lacks one."""
+    of_log = pl.col("ecpm").is_not_null() & pl.col("ecpm_other").is_not_null()
+    values = {
+        f"value{other}": pl.when("of_log").then(f"ecpm{other}").otherwise(f"estimate{other}")
+        for other in ("", "_other")
+    }
+    return pairs.with_columns(of_log=of_log).with_columns(**values)
+
+
+def _ordered(pairs: pl.DataFrame) -> pl.DataFrame:
+    """The ad of the higher value as the chosen one."""
+    first = pl.col("value") > pl.col("value_other")
+    columns = {"ad": "ad_id", "ecpm": "value", "source": "source", "target": "target"}
+    chosen = {f"chosen_{to}": pl.when(first).then(of).otherwise(f"{of}_other") for to, of in columns.items()}
+    rejected = {f"rejected_{to}": pl.when(first).then(f"{of}_other").otherwise(of) for to, of in columns.items()}
+    return pairs.select("user_id", "of_log", **chosen, **rejected)
+
+
+def _drawn(pairs: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
+    """The pairs in the order of a draw, in which a user's pairs within the log and the others take turns."""
     pairs = pairs.sort("user_id", "chosen_ad", "rejected_ad")
-    pairs = pairs[np.random.default_rng(config.seed).permutation(len(pairs))]
-    for column, cap in (
-        ("user_id", config.max_pairs_per_user),
-        ("chosen_ad", config.max_pairs_per_ad),
-        ("rejected_ad", config.max_pairs_per_ad),
-    ):
-        capped = pairs.filter(pl.int_range(pl.len()).over(column) < cap)
-        pairs = _count(f"beyond_cap_of_{column}", pairs, capped, dropped)
-    return _count("beyond_max_pairs", pairs, pairs.head(config.max_pairs), dropped)
+    pairs = pairs.with_columns(draw=pl.Series(rng.random(pairs.height), dtype=pl.Float64)).sort("draw")
+    pairs = pairs.with_columns(turn=pl.int_range(pl.len()).over("user_id", "of_log"))
+    return pairs.sort("turn", "draw", "user_id", "chosen_ad", "rejected_ad")
+
+
+def _together(parts: list[Funnel]) -> Funnel:
+    """The funnels of some parts of the rows, which all went the same steps, as one."""
+    dropped = {reason: sum(part.dropped[reason] for part in parts) for reason in parts[0].dropped}
+    return Funnel(pl.concat([part.rows for part in parts]), sum(part.seen for part in parts), dropped)
+
+
+def _controlled(pairs: pl.DataFrame, config: PreferenceConfig) -> pl.DataFrame:
+    """The pairs of the control: all turned round, or each by a coin; without a control as they are."""
+    if config.control is None:
+        return pairs
+    coins = np.random.default_rng([config.seed, 1]).random(pairs.height) < 0.5
+    turned = pl.lit(value=True) if config.control == "flipped" else pl.lit(pl.Series(coins))
+    swapped = {
+        f"{role}_{of}": pl.when(turned).then(f"{other}_{of}").otherwise(f"{role}_{of}")
+        for role, other in (_ROLES, _ROLES[::-1])
+        for of in ("ad", "ecpm", "source")
+    }
+    return pairs.with_columns(**swapped)
+
+
+def _no_pair(steps: dict[str, Funnel]) -> str:
+    reasons = [f"{reason}: {count}" for step in steps.values() for reason, count in step.dropped.items() if count]
+    return (
+        f"alignment.preferences left no pair of {steps['impressions'].seen} impressions and "
+        f"{steps['beam_ads'].seen} ads of beams ({', '.join(reasons) or 'none to drop'}): alignment compares two "
+        "plausible ads of one user by their ECPM; loosen alignment.preferences where the counts are large, or train "
+        "without alignment (alignment=none)"
+    )
+
+
+def _exposure(pairs: pl.DataFrame) -> dict[str, float]:
+    """The Gini coefficient of how often an ad is chosen, and rejected, over all ads of the pairs."""
+    ads = pl.concat([pairs.select(ad_id=f"{role}_ad") for role in _ROLES]).unique()
+    counts = {role: pairs.group_by(ad_id=f"{role}_ad").len() for role in _ROLES}
+    return {
+        role: gini(ads.join(count, on="ad_id", how="left")["len"].fill_null(0).to_numpy())
+        for role, count in counts.items()
+    }
+
+
+def gini(counts: NDArray[Any]) -> float:
+    """How unequal counts are: 0 if all are equal, near 1 if one has all. Half the mean difference over the mean.
+
+    Example:
+        >>> gini(np.array([3, 3])), gini(np.array([0, 0, 0, 5]))
+        (0.0, 0.75)
+    """
+    ordered = np.sort(counts.astype(np.float64))
+    places = 2 * np.arange(1, len(ordered) + 1) - len(ordered) - 1
+    return round(float(places @ ordered / (len(ordered) * ordered.sum())), 6)
+
+
+def _counts(column: pl.DataFrame) -> dict[str, int]:
+    name = column.columns[0]
+    counts = column.group_by(name).len().sort(name)
+    return {str(value): count for value, count in counts.iter_rows()}
 
 
 def _shared_codes(pairs: pl.DataFrame, sids: pl.DataFrame) -> pl.Series:
-    """The number of leading codes that the two S-IDs of each pair have in common, as Int32."""
+    """The number of leading codes that the two S-IDs of each pair have in common, as Int32.
+
+    DPO's gradient is exactly zero on them, so a pair that parts late trains only the last codes.
+    """
     same = codes_of(pairs["chosen_ad"], sids) == codes_of(pairs["rejected_ad"], sids)
     return pl.Series("divergence", np.cumprod(same, axis=1).sum(axis=1), dtype=pl.Int32)
 

@@ -1,4 +1,4 @@
-"""Preference pairs as token rows: a user's last training prompt, and the S-IDs of two ads."""
+"""Preference pairs as token rows: a user's last training prompt, and the S-IDs of the ads that are compared."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,21 +15,40 @@ from leadre.lm.encode import RESPONSE
 
 
 class Batch(NamedTuple):
-    """What a training step takes; answer 0 of a row is the chosen ad, answer 1 the rejected one.
+    """What a training step takes; answer 0 of a row is the chosen ad, the others are rejected ones.
+
+    Nothing in it is a floating-point tensor: in the precision bf16-true Lightning rounds those of a batch.
 
     Attributes:
         prompts: Token ids, right-padded with 0, ``(B, T)`` int64.
         lengths: Tokens of each prompt, ``(B,)`` int64.
-        answers: Token ids of the S-IDs, ``(B, 2, L)`` int64.
-        ecpms: ECPM of the ads, ``(B, 2)`` float32.
-        reference: Summed log-probability of the answers under the reference, ``(B, 2)`` float32; NaN if none.
+        answers: Token ids of the S-IDs, ``(B, R, L)`` int64; -1 where a row has fewer answers.
+        reference_bits: What `reference` is read from, ``(B, R)`` int32.
+        real: ``(B,)`` bool, False for a row that only keeps a rank busy.
+        total: Rows of the whole optimizer step, over all ranks and micro-batches.
     """
 
     prompts: Tensor
     lengths: Tensor
     answers: Tensor
-    ecpms: Tensor
-    reference: Tensor
+    reference_bits: Tensor
+    real: Tensor
+    total: int
+
+    @property
+    def rejected(self) -> Tensor:
+        """Which of the rejected answers are there, ``(B, R - 1)`` bool."""
+        return self.answers[:, 1:, 0] >= 0
+
+    @property
+    def reference(self) -> Tensor:
+        """Summed log-probability of the answers under the reference, ``(B, R)`` float32; 0 where there is no answer."""
+        return self.reference_bits.view(torch.float32)
+
+    @property
+    def weights(self) -> Tensor:
+        """Each row's share of the mean over the rows of the step, ``(B,)`` float32: of all parts they add up to 1."""
+        return self.real.to(torch.float32) / self.total
 
 
 class Rows(NamedTuple):
@@ -39,30 +58,35 @@ class Rows(NamedTuple):
         ids: ``(T,)`` token ids of all training samples.
         starts: ``(N,)`` first token of each row's prompt.
         lengths: ``(N,)`` tokens of it.
-        answers: ``(N, 2, L)`` token ids.
-        ecpms: ``(N, 2)``.
-        reference: ``(N, 2)``; NaN until `leadre.alignment.reference.reference_logprobs` has filled it in.
+        answers: ``(N, R, L)`` token ids; -1 where a row has fewer answers.
+        reference: ``(N, R)``; NaN until `leadre.alignment.reference.reference_logprobs` has filled it in.
     """
 
     ids: NDArray[np.int32]
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
     answers: NDArray[np.int64]
-    ecpms: NDArray[np.float32]
     reference: NDArray[np.float32]
 
-    def batch(self, index: NDArray[np.int64]) -> Batch:
-        """The rows ``index`` as padded tensors."""
-        lengths = self.lengths[index]
-        prompts = np.zeros((len(index), int(lengths.max())), dtype=np.int64)
-        for row, (start, length) in enumerate(zip(self.starts[index], lengths, strict=True)):
+    def batch(self, index: NDArray[np.int64], whole: NDArray[np.int64]) -> Batch:
+        """Some rows as padded tensors.
+
+        Args:
+            index: The rows of this batch; where there are none, one stands in and weighs nothing.
+            whole: All rows of the optimizer step, which its loss is the mean over.
+        """
+        shown = index if len(index) else whole[:1]
+        lengths = self.lengths[shown]
+        prompts = np.zeros((len(shown), int(lengths.max())), dtype=np.int64)
+        for row, (start, length) in enumerate(zip(self.starts[shown], lengths, strict=True)):
             prompts[row, :length] = self.ids[start : start + length]
         return Batch(
             torch.from_numpy(prompts),
             torch.from_numpy(lengths),
-            torch.from_numpy(self.answers[index]),
-            torch.from_numpy(self.ecpms[index]),
-            torch.from_numpy(self.reference[index]),
+            torch.from_numpy(self.answers[shown]),
+            torch.from_numpy(self.reference[shown].view(np.int32)),
+            torch.full((len(shown),), bool(len(index))),
+            len(whole),
         )
 
 
@@ -77,20 +101,30 @@ def last_rows(users: pl.Series) -> pl.DataFrame:
 
 
 def preference_rows(
-    pairs: pl.DataFrame, sids: pl.DataFrame, users: pl.Series, tokens: Path, *, sid_offsets: tuple[int, ...]
+    pairs: pl.DataFrame,
+    sids: pl.DataFrame,
+    users: pl.Series,
+    tokens: Path,
+    *,
+    sid_offsets: tuple[int, ...],
+    negatives: int = 1,
 ) -> Rows:
-    """Join each preference pair with its user's last training prompt.
+    """Join each preference pair, or each chosen ad with several rejected ones, with its user's last training prompt.
 
     Args:
-        pairs: A PREFERENCES table.
+        pairs: A PREFERENCES table; its order is that of the rows.
         sids: A SIDS table with all its ads.
         users: The user_id column of the training pairs; row n belongs to row n of ``tokens``.
         tokens: The tokens file of those pairs, with ``ids``, ``kinds`` and ``offsets``.
         sid_offsets: Token id of code 0 of each level.
+        negatives: Rejected ads a row. Above 1, the rejected ads of one user's chosen ad share rows, in the order of
+            the table; none is left out, as what is beyond ``negatives`` makes further rows.
 
     Raises:
-        ValueError: If the tokens are of other pairs, or the S-IDs have another number of levels than the model.
+        ValueError: If the tokens are of other pairs, a user has no prompt in them, or the S-IDs have another number of
+            levels than the model.
     """
+    pairs = pairs.sort("user_id", "chosen_ad", "rejected_ad")
     arrays = load_file(tokens)
     offsets = arrays["offsets"]
     if len(offsets) != len(users) + 1:
@@ -104,15 +138,37 @@ def preference_rows(
             f"sids has {codes.shape[-1]} codes an ad, but the model has tokens for {len(sid_offsets)} levels: "
             "take the catalog that the model was built for"
         )
-    row = pairs.join(last_rows(users), on="user_id", how="left", maintain_order="left")["row"].to_numpy()
+    prompted = pairs.join(last_rows(users), on="user_id", how="left", maintain_order="left")
+    if prompted["row"].null_count():
+        raise ValueError(
+            f"preferences names the user {prompted.filter(pl.col('row').is_null())['user_id'][0]!r}, who has no "
+            "training prompt: the preferences are of other prompts; make them again"
+        )
+    place = _places(pairs, negatives)
+    row = prompted["row"].to_numpy()[place[:, 1] == 0]
     # A sample is its prompt followed by its response: leave off as many tokens as are response.
     response = np.concatenate([[0], np.cumsum(arrays["kinds"] == RESPONSE)])
     lengths = offsets[row + 1] - offsets[row] - (response[offsets[row + 1]] - response[offsets[row]])
+    answers = _side_by_side(codes + np.array(sid_offsets, dtype=np.int64), place)
     return Rows(
         ids=arrays["ids"],
         starts=offsets[row],
         lengths=lengths,
-        answers=codes + np.array(sid_offsets, dtype=np.int64),
-        ecpms=pairs.select("chosen_ecpm", "rejected_ecpm").to_numpy().astype(np.float32),
-        reference=np.full((len(pairs), 2), np.nan, dtype=np.float32),
+        answers=answers,
+        reference=np.full(answers.shape[:2], np.nan, dtype=np.float32),
     )
+
+
+def _places(pairs: pl.DataFrame, negatives: int) -> NDArray[np.int64]:
+    """The row that each pair of the sorted table goes to, and which of the row's rejected ads it holds, ``(P, 2)``."""
+    number = pairs.select(pl.int_range(pl.len()).over("user_id", "chosen_ad")).to_series().to_numpy() % negatives
+    return np.stack([np.cumsum(number == 0) - 1, number], axis=1)
+
+
+def _side_by_side(tokens: NDArray[np.int64], place: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The two answers of each pair ``(P, 2, L)`` as all answers of each row ``(N, R, L)``, -1 where there is none."""
+    row, rejected = place.T
+    answers = np.full((row.max() + 1, rejected.max() + 2, tokens.shape[2]), -1, dtype=np.int64)
+    answers[row, 0] = tokens[:, 0]
+    answers[row, rejected + 1] = tokens[:, 1]
+    return answers
