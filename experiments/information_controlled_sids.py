@@ -32,7 +32,7 @@ STUDY = Study(
         ),
         Row("graded, codes of shuffled texts", (*GRADED, "quantizer.shuffled=true"), control=True),
     ),
-    cutoff=8,
+    compared=("HR@8",),
 )
 
 

@@ -72,7 +72,7 @@ STUDY = Study(
         ),
         Row("other users' ads, four a pass", (*SAME, stages("next_n_control"), *FOUR_A_PASS), control=True),
     ),
-    cutoff=8,
+    compared=("HR@8",),
     measures={
         "distinct ads": lambda scores: measured(scores)["distinct"],
         "filled": lambda scores: measured(scores)["filled"],

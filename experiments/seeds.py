@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.study import OURS, difference, hits_of, scored, seeds_and_overrides
+from experiments.study import OURS, difference, of_users, scored, seeds_and_overrides
 from leadre import pipeline
 from leadre.artifacts import Result
 from leadre.config import ConfigError, check
@@ -38,7 +38,7 @@ def systems_of(results: list[Result]) -> dict[str, dict[str, float]]:
 
 def compare(results: list[Result], rival: str, k: int) -> dict[str, float]:
     """LEADRE against a rival: HR@k of both, their ratio, and the interval of the difference over users."""
-    return difference(hits_of(results, OURS, k), hits_of(results, rival, k))
+    return difference(*(of_users(results, system, f"HR@{k}") for system in (OURS, rival)))
 
 
 def show(results: list[Result], seeds: list[int]) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from leadre.job import quiet_libraries
 from leadre.metrics.uncertainty import paired_bootstrap
 from leadre.report.table import NOTHING, Grid, decimals, markdown, rich_table
 
-Hits = NDArray[np.float64]
-"""For each user, the share of the seeds with a hit: ``(N,)``."""
+OfUsers = NDArray[np.float64]
+"""A score of each user, the mean over the seeds, ``(N,)``; NaN where it is undefined."""
 OURS = "LEADRE"
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Study(NamedTuple):
         title: What it asks.
         columns: Scores of LEADRE's test lists, as ``scores.json`` names them.
         rows: The first is what the others are compared with.
-        cutoff: The difference that gets an interval is that of HR@cutoff.
+        compared: The scores whose differences get an interval; the figure shows them too.
         measures: Further columns: what each is of a result of stage ``scores`` and of what that was made from.
     """
 
@@ -66,7 +66,7 @@ class Study(NamedTuple):
     title: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
-    cutoff: int
+    compared: tuple[str, ...]
     measures: Mapping[str, Callable[[Result], float | None]] = {}
 
 
@@ -93,8 +93,8 @@ def scored(overrides: Sequence[str], seed: int) -> Result:
     return pipeline.evaluate(run, store, prepared, pipeline.train(run, store, prepared)).scores
 
 
-def hits_of(results: Sequence[Result], system: str, k: int) -> Hits:
-    """For each user, the share of the seeds whose list has the clicked ad among its first k, ``(N,)``, by user id.
+def of_users(results: Sequence[Result], system: str, score: str) -> OfUsers:
+    """A score of each user, by user id; of HR@k, the share of the seeds whose first k ads have the clicked one.
 
     Raises:
         ValueError: If the seeds were not scored on the same users.
@@ -105,14 +105,17 @@ def hits_of(results: Sequence[Result], system: str, k: int) -> Hits:
     ]
     if any(not frame["user_id"].equals(frames[0]["user_id"]) for frame in frames):
         raise ValueError(f"{[result.path for result in results]} do not score the same users: they cannot be compared")
-    hits = [(frame["rank"].fill_null(0).is_between(1, k)).to_numpy().astype(float) for frame in frames]
-    return np.asarray(np.mean(hits, axis=0), dtype=np.float64)
+    name, _, k = score.partition("@")
+    value = pl.col("rank").fill_null(0).is_between(1, int(k)) if name == "HR" else pl.col(score)
+    values = [frame.select(value.cast(pl.Float64)).to_series().fill_null(np.nan).to_numpy() for frame in frames]
+    return np.asarray(np.mean(values, axis=0), dtype=np.float64)
 
 
-def difference(ours: Hits, theirs: Hits) -> dict[str, float]:
+def difference(ours: OfUsers, theirs: OfUsers) -> dict[str, float]:
     """Means over users of two systems against each other: difference, 95 % paired interval, ratio."""
+    both = ~(np.isnan(ours) | np.isnan(theirs))
     found = paired_bootstrap(
-        ours[:, None], theirs[:, None], samples=2000, confidence=0.95, generator=np.random.default_rng(0)
+        ours[both, None], theirs[both, None], samples=2000, confidence=0.95, generator=np.random.default_rng(0)
     )
     return {name: float(value[0]) for name, value in found._asdict().items()}
 
@@ -186,38 +189,40 @@ def run_study(study: Study, arguments: Sequence[str]) -> None:
 
 
 def study_grid(study: Study, found: Found) -> Grid:
-    """One row a row: mean and half range over the seeds, the paper's number, and two differences with intervals.
+    """One row a row: mean and half range over the seeds, the paper's number, and the differences with intervals.
 
-    The differences are those from the first row, and from the control that hits most.
+    Each compared score has two: that from the first row, and that from the control that has most of it.
     """
-    hits = _all_hits(study, found)
-    controls = {row.name: hits[row.name] for row in study.rows if row.control and row.name in hits}
-    best = max(controls, key=lambda name: float(controls[name].mean()), default=None)
-    first, column = study.rows[0].name, f"HR@{study.cutoff}"
+    first = study.rows[0].name
+    rivals = {score: (first, _best_control(study, found, score)) for score in study.compared}
     body = []
     for row in study.rows:
         results = found.scores.get(row.name, [])
         cells = [_cell(_values(study, results, name), row.paper.get(name)) for name in _columns(study)]
-        ours = hits.get(row.name)
-        rivals = [None if name is None or name == row.name else hits.get(name) for name in (first, best)]
-        body.append((row.name, *cells, *(_against(ours, rival) for rival in rivals)))
-    head = ("", *_columns(study), f"{column} less that of {first}", f"{column} less that of the best control")
-    return Grid(head=head, rows=tuple(body))
+        cells += [_against(found, row.name, rival, score) for score, pair in rivals.items() for rival in pair]
+        body.append((row.name, *cells))
+    told = (f"{score} less that of {rival}" for score in study.compared for rival in (first, "the best control"))
+    return Grid(head=("", *_columns(study), *told), rows=tuple(body))
+
+
+def _best_control(study: Study, found: Found, score: str) -> str | None:
+    controls = [row.name for row in study.rows if row.control and row.name in found.scores]
+    return max(controls, key=lambda name: float(np.nanmean(of_users(found.scores[name], OURS, score))), default=None)
 
 
 def notes(study: Study, found: Found) -> list[str]:
     """What a reader must know: seeds, users, what was not run and why, and what may not be claimed."""
-    hits = _all_hits(study, found)
-    users = len(next(iter(hits.values()), ()))
+    results = next(iter(found.scores.values()), None)
+    users = len(of_users(results, OURS, "HR@1")) if results else 0
     told = [
         f"Means ± half range over the training seeds {', '.join(map(str, found.seeds))}; {users} test users. "
-        "The differences have 95 % intervals over users, hits averaged over these seeds: how much other seeds would "
+        "The differences have 95 % intervals over users, scores averaged over these seeds: how much other seeds would "
         "differ they do not tell. In brackets: the paper's numbers, of other data.",
         *(f"Not run: {name}: {reason}" for name, reason in found.not_run.items()),
     ]
     if len(found.seeds) < 3:
         told.append("Fewer than three seeds: no claim may rest on this table.")
-    if not any(row.control for row in study.rows if row.name in hits):
+    if not any(row.control for row in study.rows if row.name in found.scores):
         told.append("No negative control was run: no claim may rest on this table.")
     return told
 
@@ -239,17 +244,16 @@ def write_study(folder: Path, study: Study, found: Found, *, command: str) -> No
 
 def as_json(study: Study, found: Found) -> dict[str, Any]:
     """The table for other programs."""
-    hits = _all_hits(study, found)
-    base = hits.get(study.rows[0].name)
+    first = study.rows[0].name
     rows = {
         row.name: {
             "control": row.control,
             "scores": {column: _values(study, found.scores[row.name], column) for column in _columns(study)},
-            "difference": None if base is None else difference(hits[row.name], base),
+            "differences": {score: _difference(found, row.name, first, score) for score in study.compared},
             "keys": [result.key for result in found.scores[row.name]],
         }
         for row in study.rows
-        if row.name in hits
+        if row.name in found.scores
     }
     return {"study": study.name, "seeds": list(found.seeds), "rows": rows, "not_run": dict(found.not_run)}
 
@@ -272,10 +276,6 @@ def _run_rows(study: Study, settings: Mapping[str, Sequence[str]], seeds: Sequen
                 not_run[row.name] = str(error)
                 log.warning("%s is not run: %s", row.name, error)
     return Found({name: found for name, found in scores.items() if name not in not_run}, not_run, seeds)
-
-
-def _all_hits(study: Study, found: Found) -> dict[str, Hits]:
-    return {name: hits_of(results, OURS, study.cutoff) for name, results in found.scores.items()}
 
 
 def _columns(study: Study) -> tuple[str, ...]:
@@ -302,28 +302,33 @@ def _cell(values: Sequence[float], paper: float | None) -> str:
     return f"{np.mean(values):.{digits}f} ±{(max(values) - min(values)) / 2:.{digits}f}{beside}"
 
 
-def _against(ours: Hits | None, theirs: Hits | None) -> str:
-    if ours is None or theirs is None:
-        return NOTHING
-    found = difference(ours, theirs)
-    return f"{found['mean']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f})"
+def _difference(found: Found, row: str, rival: str | None, score: str) -> dict[str, float] | None:
+    if rival is None or rival == row or not {row, rival} <= found.scores.keys():
+        return None
+    return difference(*(of_users(found.scores[name], OURS, score) for name in (row, rival)))
+
+
+def _against(found: Found, row: str, rival: str | None, score: str) -> str:
+    told = _difference(found, row, rival, score)
+    return NOTHING if told is None else f"{told['mean']:+.4f} ({told['low']:+.4f} to {told['high']:+.4f})"
 
 
 def _draw(path: Path, study: Study, found: Found) -> None:
-    """HR@cutoff of every row: a dot a seed, and the mean."""
+    """The compared scores of every row: a dot a seed, and the mean."""
     from matplotlib.figure import Figure
 
-    column = f"HR@{study.cutoff}"
     rows = [row for row in study.rows if row.name in found.scores]
-    figure = Figure(figsize=(8, 1.2 + 0.5 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    for place, row in enumerate(rows):
-        values = _values(study, found.scores[row.name], column)
-        color = "tab:gray" if row.control else "tab:blue"
-        axes.scatter(values, [place] * len(values), s=24, color=color, alpha=0.6)
-        axes.scatter([np.mean(values)], [place], s=120, marker="|", color=color)
-    axes.set_yticks(range(len(rows)), [row.name + (" (control)" if row.control else "") for row in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel(f"{column} of the test users: a dot a training seed, the bar their mean")
-    axes.grid(axis="x", alpha=0.3)
+    figure = Figure(figsize=(3 + 5 * len(study.compared), 1.2 + 0.5 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(study.compared), sharey=True, squeeze=False)[0]
+    for axes, score in zip(panels, study.compared, strict=True):
+        for place, row in enumerate(rows):
+            values = _values(study, found.scores[row.name], score)
+            color = "tab:gray" if row.control else "tab:blue"
+            axes.scatter(values, [place] * len(values), s=24, color=color, alpha=0.6)
+            axes.scatter([np.mean(values)], [place], s=120, marker="|", color=color)
+        axes.set_xlabel(f"{score} of the test users")
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(rows)), [row.name + (" (control)" if row.control else "") for row in rows])
+    panels[0].invert_yaxis()
+    figure.suptitle("A dot a training seed, the bar their mean", fontsize="medium")
     figure.savefig(path, dpi=150)

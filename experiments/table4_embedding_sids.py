@@ -36,7 +36,7 @@ STUDY = Study(
         ),
         Row("codes of shuffled texts", ("quantizer.shuffled=true",), control=True),
     ),
-    cutoff=8,
+    compared=("HR@8",),
 )
 
 

@@ -27,6 +27,7 @@ from leadre.decoding.config import DecodingConfig
 from leadre.embedding.config import EmbeddingConfig
 from leadre.inspection.config import InspectionConfig
 from leadre.lm.config import LMConfig
+from leadre.ltr.config import LtrConfig
 from leadre.metrics.config import MetricsConfig
 from leadre.prompts.config import PromptsConfig
 from leadre.quantizer.config import QuantizerConfig
@@ -67,6 +68,7 @@ class RunConfig:
     prompts: PromptsConfig
     lm: LMConfig
     sft: SftConfig
+    ltr: LtrConfig
     alignment: AlignmentConfig
     decoding: DecodingConfig
     baselines: BaselinesConfig

@@ -1,5 +1,6 @@
 """One job of an entry script: the main path, then the table, the report, and where every result lies."""
 
+import errno
 import json
 import logging
 import os
@@ -29,7 +30,7 @@ from leadre.training.config import WandbLogs
 from leadre.training.logs import log_scores
 
 NUM_SAMPLES = 5
-COLUMNS = ("HR@1", "HR@4", "HR@8", "NDCG@4", "NDCG@8", "LTRR@8", "Diversity@8")
+COLUMNS = ("HR@1", "HR@4", "HR@8", "NDCG@4", "NDCG@8", "LTRR@8", "Diversity@8", "Value@8")
 """What a sweep's table tells of LEADRE, before its rates of wrong ads."""
 RIVAL, RIVAL_COLUMN = "popularity", "HR@8"
 """And of what it is measured against."""
@@ -60,8 +61,8 @@ def run_job(run: Config, work: Work[Config]) -> None:
         _write_result(folder, {"overrides": overrides, "error": f"{type(error).__name__}: {error}"})
         if hydra.mode is RunMode.MULTIRUN:
             log.exception("this run failed; the others go on")
-        elif isinstance(error, ValueError | ArtifactError) and not os.environ.get("HYDRA_FULL_ERROR"):
-            sys.exit(f"{error}\n(HYDRA_FULL_ERROR=1 shows where this was raised)")  # input that the user can mend
+        elif _is_mendable(error) and not os.environ.get("HYDRA_FULL_ERROR"):
+            sys.exit(f"{error}\n(HYDRA_FULL_ERROR=1 shows where this was raised)")
         else:
             raise
     else:
@@ -111,6 +112,12 @@ def generate_lists(run: GenerateConfig, folder: Path, overrides: list[str]) -> d
     _show_paths(store.results, console)
     console.print(f"{'lists':20} {listed.generations.path / 'lists'}", soft_wrap=True, highlight=False)
     return {"generation": generation, "figures": figures_of(generation, reused=reused)}
+
+
+def _is_mendable(error: Exception) -> bool:
+    """Whether the user can mend it, so that it is told without a traceback: wrong input, or a disk that is full."""
+    full = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+    return isinstance(error, ValueError | ArtifactError) or (isinstance(error, OSError) and error.errno in full)
 
 
 def quiet_libraries() -> None:

@@ -5,8 +5,10 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from leadre.adworld.appraise import appraise
 from leadre.alignment.align import align
 from leadre.alignment.config import NoAlignment
+from leadre.alignment.prefer import prefer
 from leadre.artifacts import Result, Store, differences, fingerprint, origins
 from leadre.baselines.recommend import recommend
 from leadre.catalog.index import index
@@ -22,6 +24,7 @@ from leadre.inspection.inspect import inspect
 from leadre.lm.config import PretrainedLM
 from leadre.lm.encode import encode
 from leadre.lm.extend import extend
+from leadre.ltr.learn_to_rank import learn_to_rank
 from leadre.metrics.score import score
 from leadre.prompts.audience import compose_audience
 from leadre.prompts.compose import compose
@@ -47,6 +50,7 @@ class Prepared(NamedTuple):
 
     world: Result
     catalog: Result
+    ltr: Result
     pairs: Result
     base: Result
     tokens: Result
@@ -102,8 +106,9 @@ def inspect_index(run: RunConfig, store: Store, indexed: Indexed) -> Result:
 
 
 def prepare(run: RunConfig, store: Store, indexed: Indexed) -> Prepared:
-    """Prompts of users, and a model that has the S-ID tokens (LEADRE 4.2)."""
-    world, _, _, catalog = indexed
+    """Prompts of users, a model that has the S-ID tokens, and another retrieval strategy (LEADRE 4.2, 5.1.2)."""
+    world, _, codes, catalog = indexed
+    ltr = store.make("ltr", learn_to_rank, run.ltr, world, catalog)
     pairs = store.make("pairs", compose, run.prompts, world, catalog)
     base = store.make(
         "base",
@@ -111,21 +116,34 @@ def prepare(run: RunConfig, store: Store, indexed: Indexed) -> Prepared:
         run.lm,
         catalog,
         pairs,
+        *([codes] if run.lm.sid_start == "codebook" else []),
         source=fingerprint(run.lm.model) if isinstance(run.lm, PretrainedLM) else "",
     )
     tokens = store.make("tokens", encode, None, base, catalog, pairs)
-    return Prepared(world, catalog, pairs, base, tokens)
+    return Prepared(world, catalog, ltr, pairs, base, tokens)
 
 
 def train(run: RunConfig, store: Store, prepared: Prepared) -> Result:
     """A model tuned stage by stage, then aligned with business value (LEADRE 4.3)."""
-    world, catalog, pairs, model, tokens = prepared
+    world, catalog, ltr, pairs, model, tokens = prepared
     for stage in run.sft.curriculum():  # each stage is a result of its own, shared by all curricula that begin alike
         model = store.make(
             "sft", tune, stage, model, catalog, tokens, together=True, compute=run.compute, logger=run.logger
         )
     if isinstance(run.alignment, NoAlignment):
         return model
+    preferences = store.make(
+        "preferences",
+        prefer,
+        run.alignment.preferences,
+        model,
+        world,
+        catalog,
+        pairs,
+        tokens,
+        ltr,
+        compute=run.compute,
+    )
     return store.make(
         "aligned",
         align,
@@ -135,6 +153,8 @@ def train(run: RunConfig, store: Store, prepared: Prepared) -> Result:
         catalog,
         pairs,
         tokens,
+        ltr,
+        preferences,
         together=True,
         compute=run.compute,
         logger=run.logger,
@@ -143,7 +163,7 @@ def train(run: RunConfig, store: Store, prepared: Prepared) -> Result:
 
 def evaluate(run: RunConfig, store: Store, prepared: Prepared, model: Result) -> Evaluated:
     """Constrained lists for the test users, and their scores beside the baselines' (LEADRE 3.4, 5)."""
-    world, catalog, pairs, _, _ = prepared
+    world, catalog, ltr, pairs, _, _ = prepared
     baselines = store.make("baselines", recommend, run.baselines, world, catalog)
     generations = store.make(
         "generations",
@@ -156,7 +176,10 @@ def evaluate(run: RunConfig, store: Store, prepared: Prepared, model: Result) ->
         together=True,
         compute=run.compute,
     )
-    scores = store.make("scores", score, run.metrics, world, catalog, baselines, generations)
+    values = []
+    if (world.path / "hidden.safetensors").exists():  # a simulated world knows what an impression is worth
+        values = [store.make("values", appraise, None, world, baselines, generations)]
+    scores = store.make("scores", score, run.metrics, world, catalog, baselines, ltr, generations, *values)
     return Evaluated(generations, scores)
 
 

@@ -53,9 +53,11 @@ def trained(name: str, folder: Path) -> Trained:
 def prompts_of(pairs: Result) -> PromptsConfig:
     """The settings of the prompts that a model was trained with.
 
-    What chooses targets and responses, of which an audience has none, is neutral: it moves no key.
+    What chooses targets and responses, of which an audience has none, is neutral: it moves no key. So is augmentation,
+    which is for training alone.
     """
-    return dataclasses.replace(_settings_of(pairs), reuse_every=1, next_n=1, next_n_control=None)
+    neutral: dict[str, Any] = dict.fromkeys(("reuse_seed", "template_seed", "profile_seed", "next_n_control"))
+    return dataclasses.replace(_settings_of(pairs), reuse_every=1, next_n=1, **neutral)
 
 
 def given_audience(folder: Path) -> Result:

@@ -20,13 +20,16 @@ MAY_IMPORT = {
     "embedding": {"data", "training"},
     "baselines": {"data"},
     "prompts": {"data", "catalog"},
-    "lm": {"catalog", "prompts"},
+    "lm": {"catalog", "prompts", "quantizer"},  # rows of tokens may start from codebooks
     "decoding": {"catalog", "lm"},
     # artifacts: a generation that was killed knows its parts again
     "generation": {"artifacts", "catalog", "decoding", "lm", "training"},
     "sft": {"catalog", "lm", "decoding", "metrics", "training"},
-    "alignment": {"data", "catalog", "lm", "metrics", "training"},
+    "ltr": {"data"},
+    "alignment": {"data", "catalog", "lm", "decoding", "ltr", "metrics", "training"},
 }
+ENTRIES = {ROOT / "leadre" / "prompts" / "show.py"}
+"""Commands that live in a room, for its name, and stand above all rooms, as train.py does."""
 MODULES = sorted(path.relative_to(ROOT) for path in (ROOT / "leadre").rglob("*.py"))
 
 
@@ -39,7 +42,7 @@ def _imported_rooms(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("room", sorted(MAY_IMPORT))
 def test_a_room_imports_only_what_it_may(room):
-    files = list((ROOT / "leadre" / room).rglob("*.py"))
+    files = set((ROOT / "leadre" / room).rglob("*.py")) - ENTRIES
     assert files
     for path in files:
         assert _imported_rooms(path) <= MAY_IMPORT[room] | GROUND | {room}, path

@@ -11,6 +11,9 @@ from rich.text import Text
 PAPER_COLUMNS = ("HR@1", "HR@4", "HR@8", "NDCG@4", "NDCG@8", "LTRR@4", "LTRR@8", "Diversity@8")
 """What the paper reports (LEADRE 5.1.2, 5.2.3)."""
 
+VALUE = "Value@8"
+"""What the lists truly earn, which only a simulated world knows: docs/ltr.md."""
+
 RATES = {"Invalid": "invalid_rate", "Duplicate": "duplicate_rate"}
 """Columns of what must not be, and their names in ``scores.json``: the shares of a system's ads that are not in the
 catalog, and that stand twice in a list."""
@@ -81,6 +84,8 @@ def caption(scores: Mapping[str, Any]) -> str:
     left_out = [f"{count} {plain_name(reason)}" for reason, count in scores.get("excluded", {}).items() if count]
     text = f"Means over {scores.get('users', 0)} users"
     text += f"; left out: {', '.join(left_out)}." if left_out else "."
+    if scores.get("ltr_users"):
+        text += f" LTRR over the {scores['ltr_users']} whose labels the other strategy did not learn from."
     name = headline(scores.get("chance", {}))
     return f"{text} By chance {name} is {decimals(scores['chance'][name])}." if name else text
 
@@ -138,13 +143,15 @@ def headline(names: Mapping[str, Any]) -> str | None:
 
 
 def decimals(number: float | None) -> str:
-    """Four digits as in the paper, or a dash for no number.
+    """Four digits as in the paper, two where there is one before the point, or a dash for no number.
 
     Example:
-        >>> decimals(0.20618), decimals(None)
-        ('0.2062', '–')
+        >>> decimals(0.20618), decimals(31.4159), decimals(None)
+        ('0.2062', '31.42', '–')
     """
-    return NOTHING if number is None else f"{number:.4f}"
+    if number is None:
+        return NOTHING
+    return f"{number:.4f}" if abs(number) < 10 else f"{number:.2f}"
 
 
 def share(number: float | None) -> str:
@@ -167,10 +174,11 @@ def plain_name(name: str) -> str:
 
 
 def _columns(system: Mapping[str, Any]) -> tuple[str, ...]:
-    """The paper's columns, or all of their kind where a run cuts its lists elsewhere."""
-    if all(column in system for column in PAPER_COLUMNS):
-        return PAPER_COLUMNS
-    return tuple(name for name in system if name.split("@")[0] in {"HR", "NDCG", "LTRR", "Diversity"})
+    """The paper's columns, or all of their kind where a run cuts its lists elsewhere; then `VALUE` where known."""
+    found: tuple[str, ...] = PAPER_COLUMNS
+    if any(column not in system for column in found):
+        found = tuple(name for name in system if name.split("@")[0] in {"HR", "NDCG", "LTRR", "Diversity"})
+    return (*found, VALUE) if VALUE in system else found
 
 
 def _narrow(name: str) -> str:

@@ -58,7 +58,7 @@ def test_lists_costs_and_tuning_are_measured_as_by_hand(scores):
 
 
 def test_measures_are_columns_behind_the_scores(scores, tmp_path):
-    given = Study("x", "", ("HR@8",), (Row("a", ()), Row("b", (), control=True)), 8, STUDY.measures)
+    given = Study("x", "", ("HR@8",), (Row("a", ()), Row("b", (), control=True)), ("HR@8",), STUDY.measures)
     found = Found({"a": [scores], "b": [scores]}, {}, [0])
     grid = study_grid(given, found)
     assert grid.head[1:6] == ("HR@8", *STUDY.measures)

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from experiments.seeds import compare, main, systems_of
-from experiments.study import hits_of
+from experiments.study import of_users
 from leadre.artifacts import Result
 
 
@@ -32,7 +32,7 @@ def results(tmp_path):
 
 
 def test_a_users_hits_are_the_share_of_the_seeds_that_hit(results):
-    assert hits_of(results, "LEADRE", 8).tolist() == [1.0, 0.5, 0.0, 0.0]
+    assert of_users(results, "LEADRE", "HR@8").tolist() == [1.0, 0.5, 0.0, 0.0]
 
 
 def test_scores_are_means_over_the_seeds(results):

@@ -6,13 +6,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from experiments import information_controlled_sids, study, table4_embedding_sids
+from experiments import alignment_value, information_controlled_sids, study, table4_embedding_sids
 from experiments.study import (
     Found,
     Row,
     Study,
-    hits_of,
     notes,
+    of_users,
     overrides_of,
     run_study,
     seeds_and_overrides,
@@ -31,7 +31,7 @@ STUDY = Study(
         Row("blue", ("embedding=lsa_chinese",), paper={"HR@8": 0.4}),
         Row("gray", ("quantizer=tiny",), control=True),
     ),
-    cutoff=8,
+    compared=("HR@8",),
 )
 
 
@@ -131,7 +131,7 @@ def test_a_rows_own_settings_win_and_the_studys_groups_that_it_replaces_are_left
                 control=True,
             ),
         ),
-        cutoff=8,
+        compared=("HR@8",),
     )
     typed = ["quantizer=medium", "quantizer.steps=700", "lm.seed=3"]
     assert overrides_of(given.rows[0], given, typed) == typed
@@ -155,7 +155,7 @@ def test_wrong_seeds_are_told(typed):
 def test_seeds_that_score_other_users_are_not_compared(tmp_path, found):
     other = _scores(tmp_path / "other", [1, 2])
     with pytest.raises(ValueError, match="do not score the same users"):
-        hits_of([found.scores["red"][0], other], "LEADRE", 8)
+        of_users([found.scores["red"][0], other], "LEADRE", "HR@8")
 
 
 def test_a_study_of_which_no_row_can_run_says_why(monkeypatch):
@@ -174,7 +174,7 @@ def test_seeds_are_taken_out_of_a_command_line():
 
 STUDIES = [
     value
-    for module in (information_controlled_sids, table4_embedding_sids)
+    for module in (alignment_value, information_controlled_sids, table4_embedding_sids)
     for value in vars(module).values()
     if isinstance(value, Study)
 ]
@@ -186,3 +186,20 @@ def test_every_row_of_every_study_is_a_right_configuration_and_there_is_a_contro
         overrides_of(row, given, [])
     assert any(row.control for row in given.rows)
     assert len({row.name for row in given.rows}) == len(given.rows)
+
+
+def test_scores_of_users_are_compared_where_both_are_defined(tmp_path, found):
+    study_of_value = STUDY._replace(compared=("HR@8", "Value@8"), rows=STUDY.rows[:2])
+    for name, values in (("red", [1.0, 2.0, None, 4.0]), ("green", [2.0, 3.0, 9.0, None])):
+        for result in found.scores[name]:
+            frame = pl.read_parquet(result.path / "per_user.parquet").with_columns(pl.Series("Value@8", values))
+            frame.write_parquet(result.path / "per_user.parquet")
+    head, (_, green), _ = study_grid(study_of_value, found)
+    assert head[3:] == (
+        "HR@8 less that of red",
+        "HR@8 less that of the best control",
+        "Value@8 less that of red",
+        "Value@8 less that of the best control",
+    )
+    assert green[3].startswith("+0.3750")
+    assert green[5:] == ("+1.0000 (+1.0000 to +1.0000)", "–")
