@@ -29,10 +29,10 @@ lint: $(STAMP)  ## ruff on the whole tree, mypy --strict on what runs
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict leadre experiments benchmarks train.py evaluate.py index.py generate.py
 
-BENCHMARKS := indexing trie decoding decoding_gpu
+BENCHMARKS := indexing trie decoding training decoding_gpu training_gpu
 
 .PHONY: bench
-bench: $(STAMP)  ## speeds of indexing and decoding against their goals, one module after another, all of them
+bench: $(STAMP)  ## speeds of indexing, decoding and training against their goals, one module after another, all of them
 	failed=; for name in $(BENCHMARKS); do \
 		HF_HUB_OFFLINE=1 WANDB_MODE=offline $(BIN)/python -m benchmarks.$$name || failed="$$failed $$name"; \
 	done; test -z "$$failed" || { echo "missed goals:$$failed"; exit 1; }
