@@ -113,7 +113,9 @@ def trl(setting: Setting) -> Iterator[Figure]:
 
     from benchmarks import training_peers as peers
     from benchmarks import training_stages as stages
+    from leadre.job import quiet_libraries
 
+    quiet_libraries()
     num_rows = 64 if setting.quick else 256
     rng = np.random.default_rng(0)
     lengths = peers.prompt_lengths(num_rows, middle=96, cap=400, rng=rng)

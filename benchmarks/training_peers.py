@@ -117,7 +117,7 @@ def sft_plain(model: PreTrainedModel, rows: Rows, *, batch_size: int) -> Step:
 
 def sft_ours(model: PreTrainedModel, rows: Rows, groups: Groups, *, batch_size: int) -> Step:
     """The product's own batches and loss, gradients accumulated over all of them."""
-    learned = num_learned(rows, loss_on="response")
+    learned = num_learned(rows, groups.begins, loss_on="response")
     everything = np.arange(len(groups.lengths))
     total = 0.0
     for which in bucketed_plan(groups.lengths, groups.sizes, batch_size=batch_size, epochs=1, seed=0):
@@ -159,8 +159,9 @@ def dpo_ours(model: PreTrainedModel, pairs: Pairs) -> Step:
 
 def batch_of(rows: Rows, which: NDArray[np.int64], device: torch.device) -> Batch:
     """Some rows as one optimizer step's batch."""
-    learned = num_learned(rows, loss_on="response")
-    batch = collate(rows, alone(rows.offsets).begins, learned, which, which, loss_on="response")
+    begins = alone(rows.offsets).begins
+    learned = num_learned(rows, begins, loss_on="response")
+    batch = collate(rows, begins, learned, which, which, loss_on="response")
     tensors: dict[str, Any] = {name: x.to(device) for name, x in batch._asdict().items() if isinstance(x, Tensor)}
     return batch._replace(**tensors)
 

@@ -13,7 +13,7 @@ from benchmarks.training_peers import BETA, Pairs
 from leadre.alignment import methods
 from leadre.alignment.module import Aligner
 from leadre.alignment.reference import reference_logprobs
-from leadre.alignment.rows import Rows as PairRows
+from leadre.alignment.rows import PreferenceRows
 from leadre.lm.logprob import TrieSupport
 from leadre.lm.rows import Rows
 from leadre.sft.batches import collate, num_learned
@@ -46,7 +46,7 @@ def tune(rows: Rows, *, batch_size: int) -> None:
     """One epoch of SFT, the loss on the response."""
     groups = alone(rows.offsets)
     module = Tuner(small_model(), trie=catalog(ADS)[0], sid_tokens=SID_TOKENS, beam_width=1, ks=(1,), **OPTIMIZER)
-    learned = num_learned(rows, loss_on="response")
+    learned = num_learned(rows, groups.begins, loss_on="response")
     batches = Batches(
         bucketed_plan(groups.lengths, batch_size=batch_size, epochs=1, seed=0),
         partial(collate, rows, groups.begins, learned, loss_on="response"),
@@ -58,7 +58,7 @@ def align(pairs: Pairs, *, batch_size: int) -> None:
     """The reference of all pairs, then one epoch of DPO."""
     model = small_model()
     lengths = pairs.lengths.numpy()
-    rows = PairRows(
+    rows = PreferenceRows(
         ids=np.concatenate([row[:n].numpy() for row, n in zip(pairs.prompts, lengths, strict=True)]).astype(np.int32),
         starts=np.cumsum(lengths) - lengths,
         lengths=lengths,

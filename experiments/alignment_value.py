@@ -18,19 +18,16 @@ from functools import cache
 from experiments.study import Row, Study, run_study
 from leadre.artifacts import Result, origins
 
-LAST = 10
-"""Logged steps at the end of an alignment that its measures are the mean over."""
-
 
 @cache
 def at_the_end(scores: Result, name: str) -> float | None:
-    """The mean of a metric over the last steps of the alignment; None without one."""
+    """The last value of a metric of the alignment, which are running means; None where it was never logged."""
     aligned = origins(scores.path).get("aligned")
     if aligned is None:
         return None
     with (aligned.path / "metrics.csv").open(newline="", encoding="utf-8") as file:
         values = [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
-    return sum(values[-LAST:]) / len(values[-LAST:])
+    return values[-1] if values else None
 
 
 STUDY = Study(

@@ -131,12 +131,12 @@ class RunConfig:
         if (
             self.data.kind == "completejourney"
             and self.alignment.kind != "none"
-            and not self.alignment.preferences.reject_train_targets
+            and not self.alignment.preferences.train_targets
         ):
             raise ValueError(
                 f"alignment is {self.alignment.kind!r}, but all ads that data=completejourney shows were bought, "
-                "and no bought ad may be rejected: use alignment=none or "
-                "alignment.preferences.reject_train_targets=true"
+                "and pairs leave the ads out that tuning has taught: use alignment=none or "
+                "alignment.preferences.train_targets=true"
             )
         return self
 

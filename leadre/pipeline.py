@@ -126,6 +126,7 @@ def prepare(run: RunConfig, store: Store, indexed: Indexed) -> Prepared:
 def train(run: RunConfig, store: Store, prepared: Prepared) -> Result:
     """A model tuned stage by stage, then aligned with business value (LEADRE 4.3)."""
     world, catalog, ltr, pairs, model, tokens = prepared
+    _check_alignment(run, world)  # now, not after hours of tuning
     for stage in run.sft.curriculum():  # each stage is a result of its own, shared by all curricula that begin alike
         model = store.make(
             "sft", tune, stage, model, catalog, tokens, together=True, compute=run.compute, logger=run.logger
@@ -229,6 +230,15 @@ def _given(run: GenerateConfig, then: Trained) -> tuple[None, Result]:
 def _filters(decoding: DecodingConfig) -> str:
     """What tells one day's filters from another's."""
     return "" if decoding.filters is None else fingerprint_filters(Path(decoding.filters))
+
+
+def _check_alignment(run: RunConfig, world: Result) -> None:
+    impressions = json.loads((world.path / "world.json").read_text(encoding="utf-8"))["counts"]["impressions"]
+    if not impressions and not isinstance(run.alignment, NoAlignment):
+        raise ValueError(
+            f"alignment is {run.alignment.kind!r}, but the data has no impressions, whose ECPM would order its pairs: "
+            "give data.root the table impressions, or use alignment=none"
+        )
 
 
 def _named(name: str, store: Store, *stages: str) -> Path:

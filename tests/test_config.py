@@ -107,10 +107,8 @@ def test_alignment_without_impressions_is_refused_before_anything_is_trained():
         "alignment is 'dpo', but data=amazon_beauty has no impressions with ECPM, so there are no pairs to learn from: "
         "use alignment=none"
     ]
-    assert _faults("data=completejourney")[0].endswith(
-        "use alignment=none or alignment.preferences.reject_train_targets=true"
-    )
-    check(["data=completejourney", "alignment.preferences.reject_train_targets=true"])
+    assert _faults("data=completejourney")[0].endswith("use alignment=none or alignment.preferences.train_targets=true")
+    check(["data=completejourney", "alignment.preferences.train_targets=true"])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from leadre import job, pipeline, tables
 from leadre.artifacts import ArtifactError, Result, Store
-from leadre.config import CONF, GenerateConfig, load, load_generate
+from leadre.config import CONF, GenerateConfig, RunConfig, load, load_generate
 from leadre.trained import Trained, check_next_n, prompts_of
 
 SMALLEST = (
@@ -30,10 +30,13 @@ FEW_PAIRS = "alignment.preferences.max_pairs=64"
 STAGES = ["world", "embeddings", "codes", "catalog", "ltr", "pairs", "base", "tokens", "sft", "sft", "preferences"]
 
 
-def _run(root: Path, *overrides: str) -> tuple[Store, dict[str, Path]]:
+def load_run(*overrides: str) -> RunConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        run = load(compose("run", [*SMALLEST, *overrides]))
-    store = Store(root)
+        return load(compose("run", [*SMALLEST, *overrides]))
+
+
+def _run(root: Path, *overrides: str) -> tuple[Store, dict[str, Path]]:
+    run, store = load_run(*overrides), Store(root)
     prepared = pipeline.prepare(run, store, pipeline.index_ads(run, store))
     pipeline.evaluate(run, store, prepared, pipeline.train(run, store, prepared))
     return store, {result.stage: result.path for result in store.results}
@@ -453,3 +456,11 @@ def test_what_changes_no_number_may_change_from_day_to_day(days):
     store, folder, (first, second, _) = days
     today = _index(store, folder / "today", range(4, 18), f"previous_catalog={first.catalog.key}", "seed=3")
     assert _sids(today) == _sids(second)
+
+
+def test_alignment_without_impressions_is_refused_before_any_tuning(tmp_path):
+    (tmp_path / "world.json").write_text(json.dumps({"counts": {"impressions": 0}}))
+    world = Result("world", "key", tmp_path, 0.0, True)
+    with pytest.raises(ValueError, match=r"alignment is 'dpo', but the data has no impressions.*or use alignment=none"):
+        pipeline._check_alignment(load_run(), world)
+    pipeline._check_alignment(load_run("alignment=none"), world)

@@ -18,12 +18,12 @@ from leadre.alignment import methods
 from leadre.alignment.config import DpoAlignment, PairAlignment, RrhfAlignment, SdpoAlignment, TuningConfig
 from leadre.alignment.module import Aligner, Loss
 from leadre.alignment.reference import stored_logprobs
-from leadre.alignment.rows import Rows, preference_rows
+from leadre.alignment.rows import PreferenceRows, preference_rows
 from leadre.alignment.validation import Ecpms, Sample, measure, sample
 from leadre.catalog import trie
 from leadre.decoding.beam_search import sid_tokens
 from leadre.lm.logprob import TrieSupport
-from leadre.lm.model import load, save
+from leadre.lm.model import AdLM, load, save
 from leadre.ltr import known, ranker
 from leadre.training.batches import Batches, bucketed_plan, micro_batches_of
 from leadre.training.config import ComputeConfig, LoggerConfig
@@ -31,7 +31,8 @@ from leadre.training.device import set_up_device
 from leadre.training.fit import fit
 
 log = logging.getLogger(__name__)
-VERSION = 2
+VERSION = 3
+REFERENCE = "reference.safetensors"
 VALID_KS = (1, 4, 8)
 
 
@@ -70,60 +71,45 @@ def align(
     Raises:
         ValueError: If the inputs do not belong together, or the chosen ads become too unlikely.
     """
-    tuning = config.tuning
-    found = tables.read(tables.PREFERENCES, preferences / "preferences.parquet")
-    sids = tables.read(tables.SIDS, catalog / "sids.parquet")
     lm = load(model)
     # The optimizer's small steps would be rounded away in bfloat16 weights, unless that is asked for.
-    lm.model.to(torch.bfloat16 if tuning.precision == "bf16-true" else torch.float32)  # type: ignore[arg-type]
+    lm.model.to(torch.bfloat16 if config.tuning.precision == "bf16-true" else torch.float32)  # type: ignore[arg-type]
+    sids = tables.read(tables.SIDS, catalog / "sids.parquet")
     levels = json.loads((catalog / "tokens.json").read_text())["levels"]
     codes = TrieSupport(trie.load(catalog / "trie.safetensors"), sid_tokens(lm.sid_offsets, levels))
+    rows = _rows(config, lm, codes, sids, preferences, pairs, tokens, out=out, compute=compute)
+    plan = _plan(rows, config.tuning)
+    chosen = _sample(world, pairs, tokens, ltr, sids, config.tuning)
+    module = _module(config, lm.model, codes, chosen, sids["ad_id"].to_list(), _ecpms(ltr, world))
+    _train(config, module, rows, plan, out=out, compute=compute, logger=logger)
+    save(lm, out)
+    _account(rows, plan, out)
+
+
+def _rows(
+    config: PairAlignment,
+    lm: AdLM,
+    codes: TrieSupport,
+    sids: pl.DataFrame,
+    preferences: Path,
+    pairs: Path,
+    tokens: Path,
+    *,
+    out: Path,
+    compute: ComputeConfig,
+) -> PreferenceRows:
+    """The pairs as rows, with the log-probabilities of the model as it is; where no loss reads them, the guard does."""
     rows = preference_rows(
-        found,
+        tables.read(tables.PREFERENCES, preferences / "preferences.parquet"),
         sids,
         _users(pairs / "main.train.parquet"),
         tokens / "main.train.safetensors",
         sid_offsets=lm.sid_offsets,
         negatives=config.negatives if isinstance(config, SdpoAlignment) else 1,
     )
-    rows = _with_reference(config, lm.model, rows, codes, out=out, compute=compute)
-    plan = _plan(rows, len(found), tuning)
-    chosen = _sample(world, pairs, tokens, ltr, sids, tuning)
-    validated = tuning.validations > 0 and chosen.prompts
-    devices = compute.devices * compute.num_nodes
-    micro_batches = micro_batches_of(tuning.batch_size, tuning.micro_batch_size, devices=devices)
-    fit(
-        _module(config, lm.model, codes, chosen, sids["ad_id"].to_list(), _ecpms(ltr, world)),
-        Batches(plan, rows.batch, micro_batches=micro_batches),
-        out=out,
-        compute=compute,
-        logger=logger,
-        name=config.kind,
-        valid=chosen.prompts if validated else None,
-        valid_every_steps=-(-len(plan) // tuning.validations) if validated else None,
-        gradient_clip=tuning.gradient_clip,
-        precision=tuning.precision,
-        seed=tuning.seed,
-    )
-    shutil.copy(out / "checkpoints" / "reference.safetensors", out)
-    save(lm, out)
-    seen = int(rows.lengths[np.concatenate(plan)].sum())
-    budget = {"pairs": len(found), "rows": len(rows.lengths), "steps": len(plan), "tokens": seen}
-    (out / "budget.json").write_text(json.dumps(budget))
-    log.info("%s steps over %s pairs in %s rows", len(plan), len(found), len(rows.lengths))
-
-
-def _users(path: Path) -> pl.Series:
-    return pl.read_parquet(path, columns=["user_id"])["user_id"]
-
-
-def _with_reference(
-    config: PairAlignment, model: PreTrainedModel, rows: Rows, codes: TrieSupport, *, out: Path, compute: ComputeConfig
-) -> Rows:
-    """The rows with the log-probabilities of the model as it is; also where no loss reads them, the guard does."""
     reference = stored_logprobs(
-        out / "checkpoints" / "reference.safetensors",  # it must outlive a kill, as a checkpoint does
-        model,
+        out / "checkpoints" / REFERENCE,  # it must outlive a kill, as a checkpoint does
+        lm.model,
         rows,
         support=codes if config.support == "trie" else None,
         batch_size=config.tuning.batch_size,
@@ -133,15 +119,54 @@ def _with_reference(
     return rows._replace(reference=reference)
 
 
-def _plan(rows: Rows, num_pairs: int, tuning: TuningConfig) -> list[NDArray[np.int64]]:
+def _users(path: Path) -> pl.Series:
+    return pl.read_parquet(path, columns=["user_id"])["user_id"]
+
+
+def _plan(rows: PreferenceRows, tuning: TuningConfig) -> list[NDArray[np.int64]]:
     """As many steps as one row a pair takes, for every method.
 
     Our choice: where several rejected ads share a row there are fewer rows, which are seen the more often, so that
     methods are compared at equal pairs, steps and rows a step.
     """
-    steps = tuning.epochs * -(-num_pairs // tuning.batch_size)
+    steps = tuning.epochs * -(-rows.num_pairs // tuning.batch_size)
     epochs = -(-steps // -(-len(rows.lengths) // tuning.batch_size))
     return bucketed_plan(rows.lengths, batch_size=tuning.batch_size, epochs=epochs, seed=tuning.seed)[:steps]
+
+
+def _train(
+    config: PairAlignment,
+    module: Aligner,
+    rows: PreferenceRows,
+    plan: list[NDArray[np.int64]],
+    *,
+    out: Path,
+    compute: ComputeConfig,
+    logger: LoggerConfig,
+) -> None:
+    tuning, devices = config.tuning, compute.devices * compute.num_nodes
+    micro_batches = micro_batches_of(tuning.batch_size, tuning.micro_batch_size, devices=devices)
+    fit(
+        module,
+        Batches(plan, rows.batch, micro_batches=micro_batches),
+        out=out,
+        compute=compute,
+        logger=logger,
+        name=config.kind,
+        valid=module.valid or None,
+        valid_every_steps=-(-len(plan) // tuning.validations) if module.valid else None,
+        gradient_clip=tuning.gradient_clip,
+        precision=tuning.precision,
+        seed=tuning.seed,
+    )
+    shutil.copy(out / "checkpoints" / REFERENCE, out)
+
+
+def _account(rows: PreferenceRows, plan: list[NDArray[np.int64]], out: Path) -> None:
+    seen = int(rows.lengths[np.concatenate(plan)].sum())
+    budget = {"pairs": rows.num_pairs, "rows": len(rows.lengths), "steps": len(plan), "tokens": seen}
+    (out / "budget.json").write_text(json.dumps(budget))
+    log.info("%s steps over %s pairs in %s rows", len(plan), rows.num_pairs, len(rows.lengths))
 
 
 def _sample(world: Path, pairs: Path, tokens: Path, ltr: Path, sids: pl.DataFrame, tuning: TuningConfig) -> Sample:
@@ -158,7 +183,7 @@ def _sample(world: Path, pairs: Path, tokens: Path, ltr: Path, sids: pl.DataFram
 
 def _ecpms(ltr: Path, world: Path) -> Ecpms:
     frozen, behaviors = ranker.load(ltr), known.read(world)  # once for all validations
-    return lambda users, ads: ranker.estimate_known(frozen, behaviors, users, ads).ecpm
+    return lambda users, ads: ranker.estimate(frozen, behaviors, users, ads).ecpm
 
 
 def _module(

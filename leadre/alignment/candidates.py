@@ -77,6 +77,7 @@ def logged(
     learners: pl.Series,
     prompted: pl.Series,
     min_pctr_quantile: float,
+    train_targets: bool,
 ) -> Candidates:
     """The plausible ads that were shown in training time, each with the ECPM of its latest usable impression.
 
@@ -91,6 +92,7 @@ def logged(
         learners: The user_ids that pairs may be made of.
         prompted: The user_ids that have a training prompt.
         min_pctr_quantile: The share of clicked impressions whose click probability lies below the floor.
+        train_targets: Whether a user's training targets stay.
     """
     kept = funnel(impressions).left("not_in_train_time", _train_time(impressions, split))
     kept = kept.left("not_an_ltr_training_user", _of(kept.rows, learners))
@@ -98,7 +100,7 @@ def logged(
     kept = kept.left("user_without_prompt", _of(kept.rows, prompted))
     kept = kept.left("ad_not_in_catalog", kept.rows.join(sids, on="ad_id", how="semi"))
     kept = _with_usable("ecpm", kept)
-    kept = kept.left("held_out_target", without_held_out(kept.rows, split))
+    kept = _without_targets(kept, split, train_targets=train_targets)
     clicked = pl.col("clicked").fill_null(value=False)
     kept = kept.keep("implausible", clicked | _reaches("pctr", floor))
     source = pl.when(clicked.any().over("user_id", "ad_id")).then(pl.lit("click")).otherwise(pl.lit("shown"))
@@ -116,6 +118,7 @@ def beamed(
     log: pl.DataFrame,
     *,
     floor: float | None,
+    train_targets: bool,
 ) -> Candidates:
     """The plausible ads of the model's own beams, each with the ranker's estimate of its ECPM.
 
@@ -129,9 +132,10 @@ def beamed(
         ads: ``ad_id``, ``start_time`` and ``end_time`` of every ad.
         log: The plausible ads of the log.
         floor: The click probability from which an ad is plausible, see `click_floor`.
+        train_targets: Whether a user's training targets stay.
     """
     kept = funnel(beams.join(ads, on="ad_id", how="left"))
-    kept = kept.left("held_out_target", without_held_out(kept.rows, split))
+    kept = _without_targets(kept, split, train_targets=train_targets)
     runs = (pl.col("start_time") <= pl.col("time")).fill_null(value=True)
     runs &= (pl.col("time") < pl.col("end_time")).fill_null(value=True)
     kept = kept.keep("not_running_then", runs)
@@ -157,12 +161,6 @@ def click_floor(clicks: pl.Series, quantile: float) -> float | None:
     return None if floor is None else float(floor)
 
 
-def without_held_out(rows: pl.DataFrame, split: pl.DataFrame) -> pl.DataFrame:
-    """The rows whose ad is not the user's validation or test target."""
-    held_out = split.filter(pl.col("role") != "train")
-    return rows.join(held_out, on=["user_id", "ad_id"], how="anti", maintain_order="left")
-
-
 def usable(column: str) -> pl.Expr:
     """Whether an ECPM can be compared: a number above zero that has a logarithm. Never null."""
     value = pl.col(column)
@@ -177,6 +175,20 @@ def _train_time(impressions: pl.DataFrame, split: pl.DataFrame) -> pl.DataFrame:
     )
     joined = impressions.join(ends, on="user_id", how="inner", maintain_order="left")
     return joined.filter(pl.col("time") < pl.col("end")).drop("end")
+
+
+def _without_targets(kept: Funnel, split: pl.DataFrame, *, train_targets: bool) -> Funnel:
+    """Drop the ads that are a validation or test target of their user, and, if not wanted, the training targets.
+
+    To reject what tuning has just taught would undo it, and to prefer it would teach clicks and not value.
+    """
+    is_train = pl.col("role") == "train"
+    kept = kept.left("held_out_target", _not_among(kept.rows, split.filter(~is_train)))
+    return kept if train_targets else kept.left("train_target", _not_among(kept.rows, split.filter(is_train)))
+
+
+def _not_among(rows: pl.DataFrame, targets: pl.DataFrame) -> pl.DataFrame:
+    return rows.join(targets, on=["user_id", "ad_id"], how="anti", maintain_order="left")
 
 
 def _of(rows: pl.DataFrame, users: pl.Series) -> pl.DataFrame:

@@ -23,8 +23,9 @@ class PreferenceConfig:
     beam_width: Count
     min_pctr_quantile: Share
     min_log_ecpm_gap: NotNegative
-    reject_train_targets: bool
+    train_targets: bool
     max_ads_per_user: Annotated[int, Field(ge=2)]
+    rejected_per_chosen: Count
     max_pairs_per_user: Count
     max_pairs_per_ad: Count
     max_pairs: Count
@@ -101,12 +102,12 @@ class SdpoAlignment:
     tuning: TuningConfig
 
     @model_validator(mode="after")
-    def _a_user_has_so_many(self) -> Self:
-        if self.negatives > self.preferences.max_pairs_per_user:
+    def _a_chosen_ad_has_so_many(self) -> Self:
+        if self.negatives > self.preferences.rejected_per_chosen:
             raise ValueError(
-                f"negatives is {self.negatives}, but preferences.max_pairs_per_user is "
-                f"{self.preferences.max_pairs_per_user}, so that no ad has so many rejected beside it: raise "
-                "alignment.preferences.max_pairs_per_user, or lower alignment.negatives"
+                f"negatives is {self.negatives}, but preferences.rejected_per_chosen is "
+                f"{self.preferences.rejected_per_chosen}, so that no ad has so many rejected beside it: raise "
+                "alignment.preferences.rejected_per_chosen, or lower alignment.negatives"
             )
         return self
 

@@ -115,7 +115,7 @@ class Aligner(LightningModule):
         """The batch's share of the step's mean loss.
 
         Raises:
-            ValueError: If the chosen ads' log-probability has fallen too far, or is no number.
+            ValueError: If the chosen ads' log-probability has fallen too far.
         """
         support = self.catalog if self.support == "trie" else None
         logprobs = answer_logprobs(self.model, batch.prompts, batch.lengths, batch.answers, support)
@@ -123,8 +123,9 @@ class Aligner(LightningModule):
         self.seen.append(observe(losses.detach(), logprobs.detach(), batch, reward_scale=self.reward_scale))
         if len(self.seen) == self.trainer.accumulate_grad_batches:
             self._tell()
+        share = (batch.weights * losses).sum()  # no matrix product, which autocast would round to bfloat16
         # Lightning divides by the micro-batches and takes the mean over the ranks; the share wants the sum of both.
-        return batch.weights @ losses * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return share * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         """Decode constrained lists for some users."""
@@ -179,7 +180,7 @@ class Aligner(LightningModule):
         half = len(MEANS) + len(self.running)
         latest = self.remember(ours[len(MEANS) : half], ours[half:])
         self.log_dict({f"train/{name}": value for name, value in latest.items()})
-        if not latest["chosen_drop"] <= self.max_chosen_drop:
+        if latest["chosen_drop"] > self.max_chosen_drop:  # what is no number `fit` tells of, before the step
             raise ValueError(
                 f"max_chosen_drop is {self.max_chosen_drop}, but at step {self.global_step} the chosen ads' "
                 f"log-probability is {latest['chosen_drop']:.3g} nats below the reference's: the model unlearns what "

@@ -45,8 +45,8 @@ def observe(losses: Tensor, logprobs: Tensor, batch: Batch, *, reward_scale: flo
     share = batch.weights[:, None] * batch.rejected / batch.rejected.sum(1, keepdim=True)
     means = torch.stack(
         [
-            batch.weights @ losses,
-            batch.weights @ totals[:, 0],
+            (batch.weights * losses).sum(),  # autocast would round a matrix product to bfloat16
+            (batch.weights * totals[:, 0]).sum(),
             (share * totals[:, 1:]).sum(),
             (share * margins).sum(),
             (share * (margins > 0)).sum(),
@@ -58,9 +58,10 @@ def observe(losses: Tensor, logprobs: Tensor, batch: Batch, *, reward_scale: flo
     at_level = F.one_hot(level, batch.answers.shape[2]) * pairs[..., None]  # (B, R - 1, L)
     sharing = pairs * (level > 0)
     masses = prefix_masses(logprobs, level)
-    sums = [-(rows @ gains[:, 0])[None], (sharing * masses).sum()[None], (at_level * margins[..., None]).sum((0, 1))]
-    counts = [rows.sum()[None], sharing.sum()[None], at_level.sum((0, 1))]
-    return Observed(means, torch.cat(sums), torch.cat(counts))
+    of_all = torch.stack([-(rows * gains[:, 0]).sum(), (sharing * masses).sum()])
+    sums = torch.cat([of_all, (at_level * margins[..., None]).sum((0, 1))])
+    counts = torch.cat([torch.stack([rows.sum(), sharing.sum()]), at_level.sum((0, 1))])
+    return Observed(means, sums, counts)
 
 
 def shared_codes(answers: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from leadre import tables
-from leadre.alignment.candidates import beamed, click_floor, logged, nothing
+from leadre.alignment.candidates import Candidates, beamed, click_floor, logged, nothing
 from leadre.alignment.config import PreferenceConfig
 from leadre.alignment.preferences import Preferences, preferences
 from leadre.alignment.rows import last_rows
@@ -23,11 +24,12 @@ from leadre.decoding.beam_search import beam_search, sid_tokens
 from leadre.lm.model import load
 from leadre.lm.rows import Rows, left_padded, prompts_of, read_rows
 from leadre.ltr import known, ranker
+from leadre.ltr.ranker import Estimates
 from leadre.training.config import ComputeConfig
 from leadre.training.device import set_up_device
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 TOKENS = 16_384
 """Tokens of prompts that are read at a time, with their padding."""
 CELLS = 4_000_000
@@ -38,18 +40,6 @@ _ESTIMATES = {"user_id": pl.String(), "ad_id": pl.String(), "click": pl.Float64(
 
 Beam = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 """Rows of the tokens file ``(N,)``; out come rows of the catalog ``(N, W)``, best first, -1 where there is no ad."""
-
-
-class Estimates(Protocol):
-    """What the ranker says of T targets and N ads."""
-
-    @property
-    def click(self) -> NDArray[np.float32]:
-        """The click probability ``(T, N)``."""
-
-    @property
-    def ecpm(self) -> NDArray[np.float32]:
-        """The ECPM ``(T, N)``."""
 
 
 Estimate = Callable[[pl.DataFrame, Sequence[str]], Estimates]
@@ -95,16 +85,16 @@ def prefer(
     prompts = last_prompts(rows, split)
     of_log, of_beam = nothing(), nothing()
     if "log" in config.sources:
-        impressions = tables.read(tables.IMPRESSIONS, world / "impressions.parquet")
-        users = {"learners": learners, "prompted": prompts["user_id"]}
-        of_log = logged(impressions, split, sids, **users, min_pctr_quantile=config.min_pctr_quantile)
+        of_log = _logged(config, world, split, sids, learners=learners, prompted=prompts["user_id"])
     if "beam" in config.sources:
         asked = prompts.join(learners.to_frame("user_id"), on="user_id", how="semi")
         encoded = read_rows(tokens / "main.train.safetensors", num_rows=rows.height)
         beam = _beam(
             model, catalog, encoded, width=config.beam_width, num_ads=sids.height, device=set_up_device(compute)
         )
-        found = judged(asked, of_log.funnel.rows, sids["ad_id"], beam=beam, estimate=_ranker(ltr, world))
+        found = judged(
+            asked, of_log.funnel.rows, sids["ad_id"], beam=beam, width=config.beam_width, estimate=_ranker(ltr, world)
+        )
         of_log = of_log._replace(funnel=of_log.funnel._replace(rows=found.log))
         of_beam = beamed(
             found.beams,
@@ -112,8 +102,29 @@ def prefer(
             tables.scan(tables.ADS, world / "ads.parquet").select("ad_id", "start_time", "end_time").collect(),
             found.log,
             floor=click_floor(found.clicks, config.min_pctr_quantile),
+            train_targets=config.train_targets,
         )
-    _write(preferences(of_log, of_beam, split, sids, config=config), out)
+    _write(preferences(of_log, of_beam, sids, config=config), out)
+
+
+def _logged(
+    config: PreferenceConfig,
+    world: Path,
+    split: pl.DataFrame,
+    sids: pl.DataFrame,
+    *,
+    learners: pl.Series,
+    prompted: pl.Series,
+) -> Candidates:
+    return logged(
+        tables.read(tables.IMPRESSIONS, world / "impressions.parquet"),
+        split,
+        sids,
+        learners=learners,
+        prompted=prompted,
+        min_pctr_quantile=config.min_pctr_quantile,
+        train_targets=config.train_targets,
+    )
 
 
 def _write(found: Preferences, out: Path) -> None:
@@ -150,8 +161,13 @@ class Judged(NamedTuple):
     clicks: pl.Series
 
 
-def judged(asked: pl.DataFrame, log: pl.DataFrame, ads: pl.Series, *, beam: Beam, estimate: Estimate) -> Judged:
+def judged(
+    asked: pl.DataFrame, log: pl.DataFrame, ads: pl.Series, *, beam: Beam, width: int, estimate: Estimate
+) -> Judged:
     """Make the beams of some users and ask the ranker about them, so many users at a time as fit.
+
+    Of so many users, only the ads are estimated that any of them is asked about: those of the beams and of the log, and
+    the targets.
 
     All is estimated at the time of a user's last training target. The target itself, which the user clicked then, is
     the clicked ad that the floor is taken from (our choice: one set of features serves both).
@@ -161,12 +177,14 @@ def judged(asked: pl.DataFrame, log: pl.DataFrame, ads: pl.Series, *, beam: Beam
         log: The plausible ads of the log.
         ads: The ads of the catalog, row by row.
         beam: The model's search.
+        width: The most ads of a beam.
         estimate: The ranker.
     """
     of_log = log.group_by("user_id").agg(shown="ad_id")
     asked = asked.join(of_log, on="user_id", how="left").sort("user_id")
     beams, estimates = [pl.DataFrame(schema=_BEAMS)], [pl.DataFrame(schema=_ESTIMATES)]
-    for users in asked.iter_slices(max(1, CELLS // len(ads))):
+    most = 1 + width + max(of_log["shown"].list.len().to_list(), default=0)
+    for users in asked.iter_slices(_users_at_once(most, len(ads))):
         beams.append(_beams(beam(users["row"].to_numpy()), users, ads))
         shown = users.select("user_id", ad_id="shown").explode("ad_id").drop_nulls()
         pairs = pl.concat([part.select("user_id", "ad_id") for part in (beams[-1], users, shown)])
@@ -177,6 +195,11 @@ def judged(asked: pl.DataFrame, log: pl.DataFrame, ads: pl.Series, *, beam: Beam
         _with(log.drop("estimate"), said.drop("click")),
         _with(asked, said)["click"],
     )
+
+
+def _users_at_once(most_ads: int, num_ads: int) -> int:
+    """How many users who each ask about so many ads make no more than `CELLS` pairs of a user and an ad of any."""
+    return max(1, CELLS // num_ads, math.isqrt(CELLS // most_ads))
 
 
 def _with(rows: pl.DataFrame, said: pl.DataFrame) -> pl.DataFrame:
@@ -236,4 +259,4 @@ def _batches(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 
 
 def _ranker(ltr: Path, world: Path) -> Estimate:
-    return partial(ranker.estimate_known, ranker.load(ltr), known.read(world))  # the world is read once
+    return partial(ranker.estimate, ranker.load(ltr), known.read(world))  # the world is read once

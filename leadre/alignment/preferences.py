@@ -18,6 +18,8 @@ from leadre.alignment.config import PreferenceConfig
 _USERS = 1_000
 """Users whose pairs are in memory at a time, before the cap of a user."""
 _ROLES = ("chosen", "rejected")
+_GROUP = ("user_id", "chosen_ad")
+_ORDER = ("turn", "lot", *_GROUP, "place")
 
 
 class Preferences(NamedTuple):
@@ -37,7 +39,10 @@ class Preferences(NamedTuple):
     settings: dict[str, Any]
 
     def account(self) -> dict[str, Any]:
-        """What ``preferences.json`` holds: the counts, and how the pairs spread over levels, sources, users and ads."""
+        """What ``preferences.json`` holds: the counts, and how the pairs spread over levels, sources, users and ads.
+
+        ``rejected_per_chosen``: how many chosen ads of a user have 1, 2, ... rejected ones.
+        """
         sources = pl.format("{}>{}", "chosen_source", "rejected_source").alias("sources")
         return {
             "steps": self.steps,
@@ -48,35 +53,35 @@ class Preferences(NamedTuple):
             "chosen_ads": self.pairs["chosen_ad"].n_unique(),
             "rejected_ads": self.pairs["rejected_ad"].n_unique(),
             "gini": _exposure(self.pairs),
+            "rejected_per_chosen": _counts(self.pairs.group_by("user_id", "chosen_ad").len("rejected").drop(_GROUP)),
             "sources": _counts(self.pairs.select(sources)),
             "divergence": _counts(self.pairs.select("divergence")),
         }
 
 
-def preferences(
-    log: Candidates, beam: Candidates, split: pl.DataFrame, sids: pl.DataFrame, *, config: PreferenceConfig
-) -> Preferences:
+def preferences(log: Candidates, beam: Candidates, sids: pl.DataFrame, *, config: PreferenceConfig) -> Preferences:
     """Compose preference pairs from plausible ads.
 
-    No pair rejects a training target unless ``reject_train_targets``. Ads of the two sources are taken in turns, the
-    log's latest and the beam's best first, until a user has ``max_ads_per_user``. Pairs are drawn at random, in turns
-    too: each user's first pair within the log, and first pair with an ad of the beam, come before anybody's second, so
-    that neither a source with many ads nor an active user is most of the sample. The caps then cut that order, over
-    both sources. A control turns the pairs round last of all: its sample is that of the true pairs.
+    Ads of the two sources are taken in turns, the log's latest and the beam's best first, until a user has
+    ``max_ads_per_user``. Pairs are drawn at random, and each brings others of its user and chosen ad with it, up to
+    ``rejected_per_chosen`` in all: those within the log and those with an ad of the beam in turns. The groups take
+    turns too: each user's first that a pair within the log leads, and first that one with an ad of the beam leads, come
+    before anybody's second, so that neither a source with many ads nor an active user is most of the sample. The caps
+    then cut that order, over both sources. A control turns the pairs round last of all: its sample is that of the true
+    pairs.
 
     The result is the same for the same seed, whatever the order of the rows given.
 
     Args:
         log: The ads of `leadre.alignment.candidates.logged`.
         beam: The ads of `leadre.alignment.candidates.beamed`.
-        split: A SPLIT table.
         sids: The catalog, a SIDS table with all the ads.
         config: Thresholds, caps, control and the seed.
 
     Raises:
         ValueError: If no pair is left.
     """
-    ads = _ads(log, beam, split, config.max_ads_per_user)
+    ads = _ads(log, beam, config.max_ads_per_user)
     kept = _sample(ads.rows, config)
     steps = {"impressions": log.funnel, "beam_ads": beam.funnel, "ads": ads, "pairs": kept}
     if kept.rows.is_empty():
@@ -92,15 +97,13 @@ def preferences(
     )
 
 
-def _ads(log: Candidates, beam: Candidates, split: pl.DataFrame, max_ads: int) -> Funnel:
-    """The ads that are paired with one another, sorted by user and ad; ``target``: a training target of the user."""
-    targets = split.select("user_id", "ad_id").unique().with_columns(target=True)
+def _ads(log: Candidates, beam: Candidates, max_ads: int) -> Funnel:
+    """The ads that are paired with one another, sorted by user and ad."""
     kept = funnel(pl.concat([log.funnel.rows, beam.funnel.rows]))
     turns = kept.rows.sort("user_id", "place", pl.col("source") == "beam", "ad_id")
     kept = kept.left("user_beyond_max_ads", turns.filter(pl.int_range(pl.len()).over("user_id") < max_ads))
     kept = kept.keep("only_ad_of_user", pl.len().over("user_id") > 1)
-    rows = kept.rows.join(targets, on=["user_id", "ad_id"], how="left").sort("user_id", "ad_id")
-    return kept._replace(rows=rows.with_columns(pl.col("target").fill_null(value=False)))
+    return kept._replace(rows=kept.rows.sort("user_id", "ad_id"))
 
 
 def _sample(ads: pl.DataFrame, config: PreferenceConfig) -> Funnel:
@@ -108,7 +111,7 @@ def _sample(ads: pl.DataFrame, config: PreferenceConfig) -> Funnel:
     rng = np.random.default_rng([config.seed, 0])
     parts = ads.with_columns(part=pl.col("user_id").rle_id() // _USERS).partition_by("part", maintain_order=True)
     kept = _together([_pairs(part, config, rng) for part in parts] or [_pairs(ads, config, rng)])
-    kept = kept._replace(rows=kept.rows.sort("turn", "draw", "user_id", "chosen_ad", "rejected_ad"))
+    kept = kept._replace(rows=kept.rows.sort(_ORDER))
     for column in ("chosen_ad", "rejected_ad"):
         kept = kept.keep(f"beyond_cap_of_{column}", pl.int_range(pl.len()).over(column) < config.max_pairs_per_ad)
     return kept.left("beyond_max_pairs", kept.rows.head(config.max_pairs))
@@ -122,10 +125,8 @@ def _pairs(ads: pl.DataFrame, config: PreferenceConfig, rng: np.random.Generator
     gap = pl.col("value").log() - pl.col("value_other").log()
     kept = kept.keep("ecpms_tied", pl.col("value") != pl.col("value_other"))
     kept = kept.keep("ecpms_too_close", gap.abs() >= config.min_log_ecpm_gap)
-    kept = kept._replace(rows=_ordered(kept.rows))
-    # Pushing a training click down would undo what tuning has just taught.
-    kept = kept.keep("rejected_is_a_train_target", ~pl.col("rejected_target") | config.reject_train_targets)
-    kept = kept._replace(rows=_drawn(kept.rows, rng))
+    kept = kept._replace(rows=_drawn(_ordered(kept.rows), rng))
+    kept = kept.keep("beyond_rejected_per_chosen", pl.col("place") < config.rejected_per_chosen)
     return kept.keep("beyond_cap_of_user", pl.int_range(pl.len()).over("user_id") < config.max_pairs_per_user)
 
 
@@ -142,18 +143,26 @@ def _on_one_scale(pairs: pl.DataFrame) -> pl.DataFrame:
 def _ordered(pairs: pl.DataFrame) -> pl.DataFrame:
     """The ad of the higher value as the chosen one."""
     first = pl.col("value") > pl.col("value_other")
-    columns = {"ad": "ad_id", "ecpm": "value", "source": "source", "target": "target"}
+    columns = {"ad": "ad_id", "ecpm": "value", "source": "source"}
     chosen = {f"chosen_{to}": pl.when(first).then(of).otherwise(f"{of}_other") for to, of in columns.items()}
     rejected = {f"rejected_{to}": pl.when(first).then(f"{of}_other").otherwise(of) for to, of in columns.items()}
     return pairs.select("user_id", "of_log", **chosen, **rejected)
 
 
 def _drawn(pairs: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
-    """The pairs in the order of a draw, in which a user's pairs within the log and the others take turns."""
-    pairs = pairs.sort("user_id", "chosen_ad", "rejected_ad")
-    pairs = pairs.with_columns(draw=pl.Series(rng.random(pairs.height), dtype=pl.Float64)).sort("draw")
-    pairs = pairs.with_columns(turn=pl.int_range(pl.len()).over("user_id", "of_log"))
-    return pairs.sort("turn", "draw", "user_id", "chosen_ad", "rejected_ad")
+    """The pairs in the order of a draw: a user and a chosen ad at a time, the ``place`` of each pair among theirs.
+
+    Pairs within the log and the others take turns, among the pairs of a chosen ad and among the chosen ads of a user;
+    which of the two comes first is drawn anew, else it would be the source of more pairs.
+    """
+    pairs = pairs.sort(*_GROUP, "rejected_ad")
+    draws = rng.random((pairs.height, 2))
+    pairs = pairs.with_columns(draw=pl.Series(draws[:, 0]), lot=pl.Series(draws[:, 1])).sort("draw")
+    pairs = pairs.with_columns(turn=pl.int_range(pl.len()).over(*_GROUP, "of_log")).sort("turn", "lot")
+    pairs = pairs.with_columns(place=pl.int_range(pl.len()).over(_GROUP))
+    first = pairs.filter(pl.col("place") == 0).sort("draw")
+    turns = first.select(*_GROUP, "lot", turn=pl.int_range(pl.len()).over("user_id", "of_log"))
+    return pairs.drop("lot", "turn").join(turns, on=_GROUP).sort(_ORDER)
 
 
 def _together(parts: list[Funnel]) -> Funnel:

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 from transformers import PreTrainedModel
 
-from leadre.alignment.rows import Rows
+from leadre.alignment.rows import PreferenceRows
 from leadre.lm.logprob import TrieSupport, answer_logprobs
 
 
 def reference_logprobs(
     model: PreTrainedModel,
-    rows: Rows,
+    rows: PreferenceRows,
     *,
     support: TrieSupport | None,
     batch_size: int,
@@ -54,7 +54,7 @@ def reference_logprobs(
 def stored_logprobs(
     path: Path,
     model: PreTrainedModel,
-    rows: Rows,
+    rows: PreferenceRows,
     *,
     support: TrieSupport | None,
     batch_size: int,

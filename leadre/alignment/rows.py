@@ -7,11 +7,11 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 from torch import Tensor
 
 from leadre.alignment.preferences import codes_of
 from leadre.lm.encode import RESPONSE
+from leadre.lm.rows import read_rows
 
 
 class Batch(NamedTuple):
@@ -51,7 +51,7 @@ class Batch(NamedTuple):
         return self.real.to(torch.float32) / self.total
 
 
-class Rows(NamedTuple):
+class PreferenceRows(NamedTuple):
     """All preference rows; prompts lie one after another in the flat ``ids`` of the tokens file.
 
     Attributes:
@@ -67,6 +67,11 @@ class Rows(NamedTuple):
     lengths: NDArray[np.int64]
     answers: NDArray[np.int64]
     reference: NDArray[np.float32]
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of a chosen and a rejected ad, over all rows."""
+        return int((self.answers[:, 1:, 0] >= 0).sum())
 
     def batch(self, index: NDArray[np.int64], whole: NDArray[np.int64]) -> Batch:
         """Some rows as padded tensors.
@@ -108,14 +113,14 @@ def preference_rows(
     *,
     sid_offsets: tuple[int, ...],
     negatives: int = 1,
-) -> Rows:
+) -> PreferenceRows:
     """Join each preference pair, or each chosen ad with several rejected ones, with its user's last training prompt.
 
     Args:
         pairs: A PREFERENCES table; its order is that of the rows.
         sids: A SIDS table with all its ads.
         users: The user_id column of the training pairs; row n belongs to row n of ``tokens``.
-        tokens: The tokens file of those pairs, with ``ids``, ``kinds`` and ``offsets``.
+        tokens: The tokens file of those pairs.
         sid_offsets: Token id of code 0 of each level.
         negatives: Rejected ads a row. Above 1, the rejected ads of one user's chosen ad share rows, in the order of
             the table; none is left out, as what is beyond ``negatives`` makes further rows.
@@ -125,13 +130,7 @@ def preference_rows(
             levels than the model.
     """
     pairs = pairs.sort("user_id", "chosen_ad", "rejected_ad")
-    arrays = load_file(tokens)
-    offsets = arrays["offsets"]
-    if len(offsets) != len(users) + 1:
-        raise ValueError(
-            f"tokens is {tokens} with {len(offsets) - 1} rows, but there are {len(users)} pairs: "
-            "they belong to different pairs; encode the pairs again"
-        )
+    encoded = read_rows(tokens, num_rows=len(users))
     codes = np.stack([codes_of(pairs["chosen_ad"], sids), codes_of(pairs["rejected_ad"], sids)], axis=1)
     if codes.shape[-1] != len(sid_offsets):
         raise ValueError(
@@ -147,13 +146,13 @@ def preference_rows(
     place = _places(pairs, negatives)
     row = prompted["row"].to_numpy()[place[:, 1] == 0]
     # A sample is its prompt followed by its response: leave off as many tokens as are response.
-    response = np.concatenate([[0], np.cumsum(arrays["kinds"] == RESPONSE)])
-    lengths = offsets[row + 1] - offsets[row] - (response[offsets[row + 1]] - response[offsets[row]])
+    response = np.concatenate([[0], np.cumsum(encoded.kinds == RESPONSE)])
+    start, end = encoded.offsets[row], encoded.offsets[row + 1]
     answers = _side_by_side(codes + np.array(sid_offsets, dtype=np.int64), place)
-    return Rows(
-        ids=arrays["ids"],
-        starts=offsets[row],
-        lengths=lengths,
+    return PreferenceRows(
+        ids=encoded.ids,
+        starts=start,
+        lengths=end - start - (response[end] - response[start]),
         answers=answers,
         reference=np.full(answers.shape[:2], np.nan, dtype=np.float32),
     )

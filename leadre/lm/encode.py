@@ -2,6 +2,7 @@
 
 import json
 import logging
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,9 @@ from leadre.lm.vocabulary import load_vocabulary
 VERSION = 2
 ROWS = 10_000
 """Pairs encoded at a time."""
+CHECKED = 300
+"""Prompts of a file, or of a first batch, whose texts are also encoded whole, to see that joining them is the same."""
+_PROMPT_COLUMNS = ["head", "lead", "behaviors", "tail"]
 PROMPT, HISTORY_AD, RESPONSE = 0, 1, 2
 """Kinds of tokens: text and learnable tokens, the S-ID of an ad in the history, the response."""
 _PARTS = ("opening", "head", "lead", "behaviors", "tail", "response")
@@ -103,9 +107,11 @@ class _Fitted(NamedTuple):
 def encode(base: Path, catalog: Path, pairs: Path, *, out: Path) -> None:
     """Write ``x.safetensors`` for each ``x.parquet`` of the pairs, and counts in ``encode.json``.
 
+    The first prompts of every file are checked (`Fragments.check`) before any is encoded.
+
     Raises:
-        ValueError: If the model does not fit the catalog and the pairs, or if a prompt is longer than
-            ``prompts.max_tokens`` even without its behaviors.
+        ValueError: If the model does not fit the catalog and the pairs, if a prompt is longer than
+            ``prompts.max_tokens`` even without its behaviors, or if the tokenizer cannot write a letter.
     """
     about = json.loads((pairs / "prompts.json").read_text(encoding="utf-8"))
     vocabulary = load_vocabulary(base)
@@ -115,8 +121,11 @@ def encode(base: Path, catalog: Path, pairs: Path, *, out: Path) -> None:
             f"{about['soft_tokens']}: make the base model from these pairs"
         )
     fragments = Fragments(vocabulary, tables.read(tables.SIDS, catalog / "sids.parquet"))
-    counts = {}
-    for path in sorted(pairs.glob("*.parquet")):
+    counts, paths = {}, sorted(pairs.glob("*.parquet"))
+    for path in paths:
+        for batch in islice(pq.ParquetFile(path).iter_batches(CHECKED, columns=_PROMPT_COLUMNS), 1):
+            _check_texts(batch, fragments)
+    for path in paths:
         budget = {
             "max_tokens": about["max_tokens"],
             "num_ads": _most_ads(path),
@@ -181,13 +190,14 @@ def encode_prompts(batch: Any, fragments: Fragments, *, max_tokens: int) -> Prom
     Raises:
         ValueError: If a prompt does not fit without its behaviors.
     """
-    prompts = batch.select(["head", "lead", "behaviors", "tail"])
-    fitted = _fit(prompts, fragments, max_tokens=max_tokens, num_ads=1, cut=False)
+    fitted = _fit(batch.select(_PROMPT_COLUMNS), fragments, max_tokens=max_tokens, num_ads=1, cut=False)
     return Prompts(fragments.gather(fitted.fragments, fitted.lengths), _cumulated(fitted.tokens))
 
 
 def _fit(batch: Any, fragments: Fragments, *, max_tokens: int, num_ads: int, cut: bool) -> _Fitted:  # noqa: ANN401
     """What stays of prompts, and of their responses where the batch has them."""
+    if not fragments.checked:
+        _check_texts(batch.select(_PROMPT_COLUMNS).slice(0, CHECKED), fragments)
     segments = _flatten(batch, fragments, num_ads)
     reserved, ends = num_ads * fragments.num_levels, segments.firsts[1:]
     oldest = _oldest(segments, fragments.lengths[segments.fragments], reserved, max_tokens, cut=cut)
@@ -216,6 +226,13 @@ def _fit(batch: Any, fragments: Fragments, *, max_tokens: int, num_ads: int, cut
     )
     dropped = int((oldest - segments.firsts[:-1]).sum())
     return _Fitted(segments.parts, joined, lengths, totals, dropped, int(excess.sum()))
+
+
+def _check_texts(prompts: Any, fragments: Fragments) -> None:  # noqa: ANN401
+    """Check that the texts of some prompts, whole, are joined into what the tokenizer makes of them as one."""
+    segments = _flatten(prompts, fragments, num_ads=0)
+    is_text, opens = _texts(segments.fragments, segments.rows, fragments)
+    fragments.check(segments.fragments[is_text], np.cumsum(opens)[is_text])
 
 
 def _flatten(batch: Any, fragments: Fragments, num_ads: int) -> _Segments:  # noqa: ANN401
@@ -317,13 +334,19 @@ def _stays(segments: _Segments, oldest: Ints, places: Ints) -> NDArray[np.bool_]
 def _joined(segments: _Segments, places: Ints, is_cut: NDArray[np.bool_], fragments: Fragments) -> Ints:
     """The fragments at some places, texts joined with their neighbors, but not behind a description that is cut."""
     found, rows = segments.fragments[places], segments.rows[places]
-    is_text = found >= fragments.first_text
-    opens = np.ones(len(places), dtype=np.bool_)
-    opens[1:] = ~(is_text[1:] & is_text[:-1]) | (rows[1:] != rows[:-1])
+    is_text, opens = _texts(found, rows, fragments)
     if is_cut.any():
         opens[1:] |= (places == _descriptions(segments)[rows])[:-1] & is_cut[rows[1:]]
     found[is_text] = fragments.join(found[is_text], np.cumsum(opens, dtype=np.int64)[is_text])
     return found
+
+
+def _texts(found: Ints, rows: Ints, fragments: Fragments) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which fragments are texts, and which are no text behind another one of the same row."""
+    is_text = found >= fragments.first_text
+    opens = np.ones(len(found), dtype=np.bool_)
+    opens[1:] = ~(is_text[1:] & is_text[:-1]) | (rows[1:] != rows[:-1])
+    return is_text, opens
 
 
 def _check_fits(needed: Ints, max_tokens: int) -> None:

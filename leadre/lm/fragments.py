@@ -1,6 +1,8 @@
 """Token ids of the pieces of prompts, each encoded once, such that together they are the ids of the whole."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,12 @@ Ints = NDArray[np.int64]
 ROUNDS = 8
 """How often texts are cut anew where they meet before a run of them is encoded as one."""
 REACH = 8
-"""Letters on each side that tell whether words end where texts meet. Our choice: pre-tokenizers look at one letter, or
-at three where they group digits or know ``'re``; what they repeat without end is the same after eight."""
+"""Letters on each side that tell whether words end where texts meet. Our choice: the tested pre-tokenizers (GPT-2's,
+Llama 3's, o200k's, digits and Chinese apart) look at one letter, or at three of ``'re``. Others may look farther, such
+as digits that are grouped from the right: `Fragments.check` finds them out."""
 _PAIR = 1 << 32
+
+log = logging.getLogger(__name__)
 
 
 class Fragments:
@@ -37,6 +42,7 @@ class Fragments:
         opening: Fragments that begin every prompt: the beginning-of-sequence token, if the tokenizer adds one.
         first_text: The first fragment that is a text.
         lengths: Tokens of each fragment.
+        checked: Whether `check` was called.
 
     Raises:
         ValueError: If the model has another number of S-ID levels than the catalog, or if S-ID or learnable tokens
@@ -47,6 +53,8 @@ class Fragments:
         _check(vocabulary, sids)
         self._plain = plain_tokenizer(vocabulary.tokenizer)
         self._words = Words(self._plain)
+        self._letters: set[str] = set()
+        self.checked = False
         self._reserved = np.array(sorted(reserved_ids(vocabulary.tokenizer)), dtype=np.int64)
         self._rows = {ad_id: row for row, ad_id in enumerate(sids["ad_id"])}
         self.num_levels = len(vocabulary.sid_offsets)
@@ -88,7 +96,7 @@ class Fragments:
         """The fragments of texts; those that are new are encoded now.
 
         Raises:
-            ValueError: If the tokenizer makes a control token of a text all the same.
+            ValueError: If the tokenizer cannot write a letter, or makes a control token of a text all the same.
         """
         return _look_up(values, self._texts, self._add)
 
@@ -117,6 +125,31 @@ class Fragments:
             moved[:] = False
             moved[left] = moved[right] = True
         return self._as_one(joined, runs, moved)
+
+    def check(self, fragments: Ints, runs: Ints) -> None:
+        """Compare what `join` makes of runs with the runs encoded as one text each, arguments as of `join`.
+
+        Where they differ, the tokenizer looks farther than `REACH` letters, so each distinct run is encoded whole from
+        now on, and a warning says so.
+        """
+        self.checked = True
+        if not self._words.known or not len(runs):
+            return
+        joined = self.join(fragments, runs)
+        ids = np.split(self.gather(joined, self.lengths[joined]), np.cumsum(self.lengths[joined])[_ends(runs)])
+        texts = self._written(fragments, runs)
+        distinct = list(dict.fromkeys(texts))
+        encoded = self._plain.encode_batch_fast(distinct, add_special_tokens=False)
+        wholes = {text: code.ids for text, code in zip(distinct, encoded, strict=True)}
+        for text, found in zip(texts, ids[:-1], strict=True):
+            if found.tolist() != wholes[text]:
+                log.warning(
+                    "the tokenizer cuts words by letters farther than %s away, as in %r: "
+                    "each distinct run of texts is encoded whole, which takes longer",
+                    *(REACH, text[:80]),
+                )
+                self._words.known = False
+                return
 
     def gather(self, fragments: Ints, lengths: Ints) -> NDArray[np.int32]:
         """Concatenate the first ``lengths[i]`` tokens of each fragment."""
@@ -163,17 +196,21 @@ class Fragments:
     def _as_one(self, joined: Ints, runs: Ints, moved: NDArray[np.bool_]) -> Ints:
         """Put each run that something moved in into its last place, and nothing into the others."""
         places = np.flatnonzero(np.isin(runs, runs[moved]))
-        last = np.flatnonzero(np.diff(runs[places], append=-1))
-        wholes = [
-            "".join(self._normal[text - self.first_text] for text in run)
-            for run in np.split(joined[places], last[:-1] + 1)
-        ]
+        wholes = self._written(joined[places], runs[places])
         joined[places] = self.texts(pa.array([""]))
-        joined[places[last]] = self.texts(pa.array(wholes[: len(last)], pa.string()))
+        joined[places[_ends(runs[places])]] = self.texts(pa.array(wholes, pa.string()))
         return joined
 
+    def _written(self, fragments: Ints, runs: Ints) -> list[str]:
+        """Each run as one text, normal where its texts are."""
+        texts = [self._normal[text] for text in fragments - self.first_text]
+        ends = (_ends(runs) + 1).tolist()
+        return ["".join(texts[start:end]) for start, end in pairwise([0, *ends])]
+
     def _add(self, texts: Sequence[str]) -> range:
-        normal = [self._words.normal(text) for text in texts] if self._words.known else list(texts)
+        normal = [self._words.normal(text) for text in texts]
+        self._check_letters(normal)
+        normal = normal if self._words.known else list(texts)
         encoded = [code.ids for code in self._plain.encode_batch_fast(normal, add_special_tokens=False)]
         lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
         tokens = np.array([token for ids in encoded for token in ids], dtype=np.int32)
@@ -193,6 +230,17 @@ class Fragments:
         self.lengths = np.concatenate([self.lengths, lengths])
         return range(len(self.lengths) - len(texts), len(self.lengths))
 
+    def _check_letters(self, normal: Sequence[str]) -> None:
+        """Refuse letters that the tokenizer would leave out or replace; each is tried once."""
+        new = set("".join(normal)) - self._letters
+        for letter in sorted(new):
+            if not self._words.writes(letter, self._plain.model):
+                raise ValueError(
+                    f"the tokenizer cannot write the letter {letter!r} of a text: "
+                    "choose a language model whose tokenizer can write every byte"
+                )
+        self._letters |= new
+
     def _ends(self, text: str) -> tuple[int, int, int]:
         """The numbers of how a text's first word begins, of how its last one ends, and of its last word."""
         if not text or not self._words.known:
@@ -205,6 +253,11 @@ class Fragments:
             self._word_ids[name] = len(self._word_names)
             self._word_names.append(name)
         return self._word_ids[name]
+
+
+def _ends(runs: Ints) -> Ints:
+    """The place of the last text of each run."""
+    return np.flatnonzero(np.diff(runs, append=-1))
 
 
 def _look_up(keys: Any, known: dict[Any, int], make: Callable[[list[Any]], Iterable[int]]) -> Ints:  # noqa: ANN401

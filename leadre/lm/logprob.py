@@ -79,43 +79,14 @@ def _block(head: torch.nn.Module, hidden: Tensor, targets: Tensor, among: Tensor
     return logits.gather(1, targets[:, None]).squeeze(1) - others.logsumexp(1)
 
 
-def response_logprobs(model: PreTrainedModel, ids: Tensor, positions: Tensor) -> Tensor:
-    """Log-probability of the tokens that stand at some positions, each given all tokens before it.
-
-    Rows are padded on the right: under causal attention no earlier token sees the padding, so no mask is needed.
-
-    Args:
-        model: The causal LM.
-        ids: Token ids ``(B, T)``, right-padded.
-        positions: ``(B, L)`` where the wanted tokens stand in ``ids``; -1 where a row has fewer than L.
-
-    Returns:
-        ``(B, L)`` float32; 0 where ``positions`` is -1.
-
-    Raises:
-        ValueError: If a position is 0 (nothing precedes the first token), below -1, or past the row.
-    """
-    present = positions >= 0
-    if bool(((positions < -1) | (positions == 0) | (positions >= ids.shape[1])).any()):
-        raise ValueError(
-            f"positions holds {positions.min().item()} to {positions.max().item()} for rows of {ids.shape[1]} tokens, "
-            "but a token with a predecessor stands at 1 or later inside its row: use -1 for no token"
-        )
-    hidden = _last_hidden(model, input_ids=ids)
-    at = positions.clamp(min=1)
-    rows = torch.arange(len(ids), device=ids.device)[:, None]
-    logprobs = head_logprobs(model, hidden[rows, at - 1], ids[rows, at])  # (B, L)
-    return logprobs.masked_fill(~present, 0.0)
-
-
 def answer_logprobs(
     model: PreTrainedModel, prompts: Tensor, lengths: Tensor, answers: Tensor, support: TrieSupport | None = None
 ) -> Tensor:
     """Log-probability of the tokens of several answers to each prompt, reading every prompt once.
 
     The answers of a row stand behind one another after the prompt and cannot see each other, each at the
-    positions it would have alone: the result equals `response_logprobs` on R separate rows (5 tokens an answer
-    cost little beside a prompt of hundreds). Needs the ``sdpa`` or ``eager`` attention.
+    positions it would have alone: the result is that of R separate rows (5 tokens an answer cost little beside a
+    prompt of hundreds). Needs the ``sdpa`` or ``eager`` attention.
 
     Args:
         model: The causal LM.
@@ -142,12 +113,12 @@ def answer_logprobs(
     answers = torch.where(present, answers, answers[:, :1])  # whatever stands there is left out in the end
     shown = answers[:, :, : length - 1]  # the last token of an answer predicts nothing that is asked for
     ids = torch.cat([prompts, shown.flatten(1)], dim=1)
-    hidden = _last_hidden(
-        model,
+    hidden: Tensor = model.base_model(
         input_ids=ids,
         attention_mask=_branch_mask(prompts.shape[1], lengths, num_answers, length - 1, dtype=model.dtype),
         position_ids=_branch_positions(prompts.shape[1], lengths, num_answers, length - 1),
-    )
+        use_cache=False,
+    ).last_hidden_state  # (B, T + R (L - 1), D), after the final norm
     rows = torch.arange(num_rows, device=ids.device)
     first = hidden[rows, lengths - 1][:, None, None].expand(-1, num_answers, 1, -1)  # (B, R, 1, D)
     rest = hidden[:, prompts.shape[1] :].reshape(num_rows, num_answers, length - 1, hidden.shape[-1])
@@ -190,12 +161,6 @@ def siblings(support: TrieSupport, answers: Tensor) -> Tensor:
     width = max(column.shape[1] for column in columns)
     padded = [F.pad(column, (0, width - column.shape[1]), value=-1) for column in columns]
     return torch.stack(padded, dim=1).view(*answers.shape, width)
-
-
-def _last_hidden(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
-    """The body's last hidden states ``(B, T, D)``, after its final norm."""
-    hidden: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
-    return hidden
 
 
 def _branch_positions(width: int, lengths: Tensor, num_answers: int, length: int) -> Tensor:

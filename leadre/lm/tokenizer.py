@@ -120,6 +120,12 @@ class Words:
         words = [text[begin:end] for _, (begin, end) in self._pieces(text)]
         return words if "".join(words) == text else [text]
 
+    def writes(self, letter: str, model: models.BPE) -> bool:
+        """Whether a model has tokens for a letter of a normal text; a letter that is no part of any word needs none."""
+        pieces = [letter] if self._cutter is None else [piece for piece, _ in self._pieces(letter)]
+        units = [[token.value for token in model.tokenize(unit)] for piece in pieces for unit in piece]
+        return all(names and model.unk_token not in names for names in units)
+
     def apart(self, left: str, right: str) -> bool:
         """Whether the end of a word and the beginning of the next one, in normal texts, stay words where they meet.
 

@@ -39,7 +39,8 @@ def interests(known: Known, targets: pl.DataFrame, *, window_days: int, half_liv
         half_lives_days: After how many days a behavior counts half.
     """
     now = targets.select("time").with_row_index("target").select(pl.col("target").cast(pl.Int64), now="time")
-    past = histories(known.behaviors, targets, window_days).join(now, on="target", how="left", maintain_order="left")
+    own = known.behaviors_of(targets["user_id"])
+    past = histories(own, targets, window_days).join(now, on="target", how="left", maintain_order="left")
     past = past.select("target", "domain", "item_id", age=(pl.col("now") - pl.col("time")) / DAY)
     about = past.join(known.items, on=["domain", "item_id"], how="inner", maintain_order="left")
     shape = targets.height, 2 * known.num_groups

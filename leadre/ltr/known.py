@@ -34,7 +34,9 @@ class Known(NamedTuple):
     items: pl.DataFrame
     """One row an item and a group: ``domain``, ``item_id``, ``column`` in 0 .. 2G - 1 (contents from G on)."""
     behaviors: pl.DataFrame
-    """BEHAVIORS."""
+    """BEHAVIORS, sorted by user_id."""
+    fingerprint: str
+    """Tells ads with other groups, or users with other profiles, from these."""
 
     @property
     def num_categories(self) -> int:
@@ -46,12 +48,12 @@ class Known(NamedTuple):
         """V."""
         return int(self.values.max(initial=-1)) + 1
 
-    def fingerprint(self) -> str:
-        """Tells ads with other groups, or users with other profiles, from these."""
-        digest = sha256("\0".join([*self.ads, *self.users]).encode(errors="surrogatepass"))
-        for numbers in (self.groups, self.values):
-            digest.update(np.ascontiguousarray(numbers).tobytes())
-        return digest.hexdigest()[:16]
+    def behaviors_of(self, users: pl.Series) -> pl.DataFrame:
+        """What some users did, in the table's order; found by halving, so it costs what these users did."""
+        asked, known = users.unique().sort(), self.behaviors["user_id"]
+        first, last = (known.search_sorted(asked, side).to_numpy().astype(np.int64) for side in ("left", "right"))
+        counts = last - first
+        return self.behaviors[np.repeat(last - counts.cumsum(), counts) + np.arange(counts.sum())]
 
 
 def read(world: Path) -> Known:
@@ -67,17 +69,20 @@ def read(world: Path) -> Known:
         of_ads = ads.select(pl.lit("ad").alias("domain"), pl.col("ad_id").alias("item_id"), column=groups[-1])
         parts += [of_ads, _read_about(contents, level, numbers)]
         start += len(names)
+    grouped = np.stack([column.fill_null(-1).to_numpy() for column in groups])
+    values = _profiles(users.drop("user_id"))
     of_contents = pl.col("column") + start * (pl.col("domain") == "content")
     items = pl.concat(parts).drop_nulls("column").with_columns(of_contents).unique(maintain_order=True)
     return Known(
         ads=ads["ad_id"],
         users=users["user_id"],
-        groups=np.stack([column.fill_null(-1).to_numpy() for column in groups]),
+        groups=grouped,
         num_groups=start,
         category=_numbers(ads.select(pl.coalesce("second_category", "first_category")).to_series()),
-        values=_profiles(users.drop("user_id")),
+        values=values,
         items=items,
-        behaviors=tables.read(tables.BEHAVIORS, world / "behaviors.parquet"),
+        behaviors=tables.read(tables.BEHAVIORS, world / "behaviors.parquet").sort("user_id", maintain_order=True),
+        fingerprint=_fingerprint([*ads["ad_id"], *users["user_id"]], grouped, values),
     )
 
 
@@ -86,6 +91,13 @@ def codes(asked: pl.Series, known: pl.Series) -> Ints:
     numbers = pl.DataFrame({"name": known}).with_row_index("code")
     found = pl.DataFrame({"name": asked}).join(numbers, on="name", how="left", maintain_order="left")
     return found["code"].cast(pl.Int64).fill_null(-1).to_numpy()
+
+
+def _fingerprint(names: list[str], *numbers: Ints) -> str:
+    digest = sha256("\0".join(names).encode(errors="surrogatepass"))
+    for array in numbers:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _read_about(contents: pl.DataFrame, level: str, numbers: pl.DataFrame) -> pl.DataFrame:

@@ -3,7 +3,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -16,14 +16,16 @@ from leadre.ltr.features import describe_rows
 from leadre.ltr.judge import judge
 from leadre.ltr.known import Known
 from leadre.ltr.network import Network, Sample, fit, predict
-from leadre.ltr.ranker import Ranker, Terms, estimate_known, save
-from leadre.ltr.rows import Doubles, Rows, sample, shown, train_time
+from leadre.ltr.ranker import REMEDY, Ranker, Terms, estimate, save
+from leadre.ltr.rows import Doubles, Rows, Source, sample, shown, train_time
 from leadre.ltr.statistics import Floats, priors, statistics
 from leadre.ltr.users import LABEL, TRAIN, folds, roles
 
-VERSION = 1
+VERSION = 2
 PAIRS_AT_ONCE = 1 << 20
 """Pairs of a target and an ad whose value is held at once."""
+LABEL_ROLES = {"labels": "test", "valid_labels": "valid"}
+"""The tables of labels, and the role of the targets at whose time they are."""
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,9 @@ def learn_to_rank(config: LtrConfig, world: Path, catalog: Path, *, out: Path) -
     ``labels.parquet`` (LISTS: for the other users with a test target its ads of highest value at that target's time),
     ``valid_labels.parquet`` (the same for valid targets), and ``ltr.json`` (how good it is on those other users).
     It learns from train time of its own users alone, and sees neither S-IDs nor prompts nor LEADRE's lists. Labels
-    are ads of the catalog that run at the time; so there may be fewer than ``config.labels``.
+    are ads of the catalog that run at the time; so there may be fewer than ``config.labels``. In a world of a handful
+    of users there may be nothing to learn from: then there is no ranker, all labels are empty, and ``ltr.json`` says
+    why (``no_ranker``).
 
     Args:
         config: Who, what and how.
@@ -52,24 +56,27 @@ def learn_to_rank(config: LtrConfig, world: Path, catalog: Path, *, out: Path) -
         out: Where the results go.
 
     Raises:
-        ValueError: If the ranker's users have no click and no ad behavior in train time, or its training diverges.
+        ValueError: If the ranker's training diverges.
     """
     known, rng = worlds.read(world), np.random.default_rng(config.seed)
     users = roles(known.users.to_list(), train_share=config.train_share)
     teachers, others = (users.filter(role=role)["user_id"] for role in (TRAIN, LABEL))
     rows, source = shown(known, world, teachers, negatives=config.negatives, rng=rng)
-    _check(rows, teachers, config)
+    tables.write(tables.LTR_USERS, users, out / "users.parquet")
+    counts = _counts(teachers, others, rows, source, config)
+    if not rows.clicked.any():
+        _write_no_ranker(counts, out)
+        return
     split = tables.read(tables.SPLIT, world / "split.parquet")
     log.info("ltr: %s clicks (%s) of %s users", rows.clicked.sum(), source.clicks, len(teachers))
     if source.clicks == "behaviors":
         log.warning("no impression of its users was clicked: the ranker takes ad behaviors for clicks, each of ECPM 1")
     ranker = learn(config, known, rows, train_time(_of(known.behaviors, teachers), split), rng=rng)
     save(ranker, out)
-    tables.write(tables.LTR_USERS, users, out / "users.parquet")
     ads = tables.read(tables.SIDS, catalog / "sids.parquet")["ad_id"].sort()
     lives = tables.read(tables.ADS, world / "ads.parquet").select("ad_id", "start_time", "end_time")
     lists = {}
-    for role, name in (("test", "labels"), ("valid", "valid_labels")):
+    for name, role in LABEL_ROLES.items():
         targets = _of(split.filter(role=role), others).sort("user_id")
         lists[name] = retrieve(ranker, known, targets, ads, lives, size=config.labels)
         tables.write(tables.LISTS, lists[name], out / f"{name}.parquet")
@@ -83,15 +90,11 @@ def learn_to_rank(config: LtrConfig, world: Path, catalog: Path, *, out: Path) -
         popular=_popular(known, rows, ads, config.labels),
         impressions=tables.read(tables.IMPRESSIONS, world / "impressions.parquet"),
     )
-    counts = {
-        "users": {TRAIN: len(teachers), LABEL: len(others)},
-        "source": source._asdict(),
-        "rows": {"clicked": int(rows.clicked.sum()), "others": int((~rows.clicked).sum())},
-        "labels": config.labels,
-        "users_with_labels": lists["labels"]["user_id"].n_unique(),
-    }
+    counts["users_with_labels"] = lists["labels"]["user_id"].n_unique()
     (out / "ltr.json").write_text(json.dumps(counts | {"held_out": told}, indent=1, allow_nan=False) + "\n")
     log.info("ltr on users it has not seen: %s", told)
+    if lists["labels"].is_empty():
+        log.warning("none of the ranker's %s label users has a label: there is no LTRR", len(others))
 
 
 def learn(config: LtrConfig, known: Known, rows: Rows, behaviors: pl.DataFrame, *, rng: np.random.Generator) -> Ranker:
@@ -128,7 +131,7 @@ def learn(config: LtrConfig, known: Known, rows: Rows, behaviors: pl.DataFrame, 
         seed=config.seed,
     )
     terms = Terms(
-        world=known.fingerprint(),
+        world=known.fingerprint,
         window_days=config.window_days,
         half_lives_days=config.half_lives_days,
         interest_smoothing=config.interest_smoothing,
@@ -164,7 +167,7 @@ def retrieve(
     for first in range(0, targets.height, step):
         part = targets[first : first + step]
         time = part["time"].to_numpy()[:, None]
-        value = estimate_known(ranker, known, part, ads.to_list()).value
+        value = estimate(ranker, known, part, ads.to_list()).value
         value = np.where((start <= time) & (time < end), value, -np.inf)
         order = np.argsort(-value, axis=1, kind="stable")[:, :size]
         score = np.take_along_axis(value, order, axis=1)
@@ -182,32 +185,51 @@ def retrieve(
     return pl.concat(frames)
 
 
-def _check(rows: Rows, teachers: pl.Series, config: LtrConfig) -> None:
-    if not rows.clicked.any():
-        raise ValueError(
-            f"the ranker's {len(teachers)} users have no clicked impression and no ad behavior before their valid "
-            f"targets, so there is nothing to learn from: give a longer log, more users, or a higher ltr.train_share "
-            f"({config.train_share})"
-        )
+def _counts(teachers: pl.Series, others: pl.Series, rows: Rows, source: Source, config: LtrConfig) -> dict[str, Any]:
+    return {
+        "users": {TRAIN: len(teachers), LABEL: len(others)},
+        "source": source._asdict(),
+        "rows": {"clicked": int(rows.clicked.sum()), "others": int((~rows.clicked).sum())},
+        "labels": config.labels,
+    }
+
+
+def _write_no_ranker(counts: dict[str, Any], out: Path) -> None:
+    """Empty labels, and why, so that a run without alignment goes on to all other scores."""
+    why = (
+        f"its {counts['users'][TRAIN]} training users have no clicked impression and no ad behavior before their valid "
+        "targets"
+    )
+    log.warning("ltr has no ranker, since %s: there is no LTRR, and no alignment can be trained; %s", why, REMEDY)
+    for name in LABEL_ROLES:
+        tables.write(tables.LISTS, pl.DataFrame(schema=tables.LISTS.schema), out / f"{name}.parquet")
+    told = counts | {"users_with_labels": 0, "no_ranker": why, "held_out": None}
+    (out / "ltr.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 def _money(rows: Rows) -> Money:
-    """Of clicks and of all rows; without any ECPM above 0 all is 1."""
+    """Of clicks and of all rows; without any ECPM above 0 each is 1."""
     clicks, priced = rows.ecpm[rows.clicked], rows.ecpm[rows.ecpm > 0]
-    if not np.nansum(clicks) > 0:
-        return Money(1.0, 0.0, 0.0)
-    logs = np.log(priced)
-    return Money(float(np.nanmean(clicks)), float(logs.mean()), float(logs.std()))
+    logs = np.log(priced) if len(priced) else np.zeros(1)
+    mean = float(np.nanmean(clicks)) if (clicks > 0).any() else 1.0
+    return Money(mean, float(logs.mean()), float(logs.std()))
+
+
+def _worth(rows: Rows, money: Money) -> Doubles:
+    """ECPM over its mean for a click, 1 for all others; 1 for each click too if none has an ECPM above 0."""
+    if not (rows.ecpm[rows.clicked] > 0).any():
+        log.warning("no click of its users has an ECPM above 0: the ranker takes each click for one of the same worth")
+        return np.ones(len(rows.ecpm))
+    return np.where(rows.clicked, np.nan_to_num(rows.ecpm, nan=money.mean) / money.mean, 1.0)
 
 
 def _sample(features: Floats, rows: Rows, money: Money) -> Sample:
-    ecpm = np.nan_to_num(rows.ecpm, nan=money.mean)
     with np.errstate(divide="ignore", invalid="ignore"):
         log_ecpm = (np.log(np.where(rows.ecpm > 0, rows.ecpm, np.nan)) - money.log_mean) / (money.log_deviation or 1.0)
     return Sample(
         features=torch.from_numpy(features),
         clicked=torch.from_numpy(rows.clicked.astype(np.float32)),
-        worth=torch.from_numpy(np.where(rows.clicked, ecpm / money.mean, 1.0).astype(np.float32)),
+        worth=torch.from_numpy(_worth(rows, money).astype(np.float32)),
         log_ecpm=torch.from_numpy(log_ecpm.astype(np.float32)),
     )
 

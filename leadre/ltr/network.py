@@ -106,7 +106,7 @@ def fit(
         if found < best_loss:
             best, best_loss = {name: tensor.clone() for name, tensor in network.state_dict().items()}, found
         log.info("ltr epoch %s: loss %.4f on held-out users", epoch, found)
-        if waited > patience:
+        if waited >= patience:
             break
     if not best:
         raise ValueError(f"ltr: no epoch has a finite loss: lower ltr.learning_rate ({learning_rate})")

@@ -22,6 +22,8 @@ from leadre.settings import settings
 
 PAIRS_AT_ONCE = 1 << 19
 """Pairs of a target and an ad that are described at once: about 100 MB."""
+REMEDY = "give a longer log, more users, or a higher ltr.train_share"
+"""Where there is nothing to learn from."""
 
 
 @settings
@@ -29,7 +31,7 @@ class Terms:
     """The few numbers that a ranker is made with."""
 
     world: str
-    """`Known.fingerprint` of the world that it was trained on."""
+    """``Known.fingerprint`` of the world that it was trained on."""
     window_days: int
     half_lives_days: tuple[float, ...]
     interest_smoothing: float
@@ -76,8 +78,11 @@ def load(folder: Path) -> Ranker:
     """Read what `save` wrote.
 
     Raises:
-        FileNotFoundError: If the folder has no ranker.
+        ValueError: If the folder has no ranker, since nobody was there to learn from.
     """
+    if not (folder / "ranker.json").exists():
+        why = json.loads((folder / "ltr.json").read_text())["no_ranker"]
+        raise ValueError(f"ltr has no ranker.json, since {why}: use alignment=none, or {REMEDY}")
     told = json.loads((folder / "ranker.json").read_text())
     terms = Terms(**told | {"half_lives_days": tuple(told["half_lives_days"])})
     arrays = load_file(_arrays(folder))
@@ -88,7 +93,7 @@ def load(folder: Path) -> Ranker:
     return Ranker(network, counted, terms)
 
 
-def estimate(ranker: Ranker, world: Path, targets: pl.DataFrame, ads: Sequence[str]) -> Estimates:
+def estimate(ranker: Ranker, known: Known, targets: pl.DataFrame, ads: Sequence[str]) -> Estimates:
     """Estimate click probability, ECPM and value of showing each ad to each target's user at the target's time.
 
     Only behaviors strictly before a target's time are seen. The answer takes 12 bytes a pair of a target and an ad:
@@ -96,22 +101,17 @@ def estimate(ranker: Ranker, world: Path, targets: pl.DataFrame, ads: Sequence[s
 
     Args:
         ranker: What `load` gives.
-        world: The folder of the world that it was trained on.
+        known: The world that it was trained on, by numbers.
         targets: T rows with columns ``user_id`` and ``time``; a user without profile or behaviors is the average user.
         ads: N ad_ids of the world.
 
     Raises:
         ValueError: If the world is another one, or does not have an ad.
     """
-    return estimate_known(ranker, worlds.read(world), targets, ads)
-
-
-def estimate_known(ranker: Ranker, known: Known, targets: pl.DataFrame, ads: Sequence[str]) -> Estimates:
-    """The same for a world that is read already."""
-    if (found := known.fingerprint()) != ranker.terms.world:
+    if known.fingerprint != ranker.terms.world:
         raise ValueError(
-            f"the world has the fingerprint {found}, but the ranker was trained on {ranker.terms.world}: its numbers "
-            "are of that world's ads and profiles; train it anew"
+            f"the world has the fingerprint {known.fingerprint}, but the ranker was trained on {ranker.terms.world}: "
+            "its numbers are of that world's ads and profiles; train it anew"
         )
     ad = worlds.codes(pl.Series(ads, dtype=pl.String()), known.ads)
     if (ad < 0).any():

@@ -75,7 +75,7 @@ def compose_audience(config: PromptsConfig, world: Path, catalog: Path, *, out: 
     window = _window(behaviors, until, window_days=config.window_days)
     day = _Day(users, window, negatives, known, until)
     counts = {"users": 0, "without_behavior": 0, "left_out": 0}
-    for part, within in enumerate(_ranges(world / "users.parquet")):
+    for part, within in enumerate(_id_ranges(world / "users.parquet")):
         found = _write_part(day, within, templates, config, path=out / f"prompts-{part:07d}.parquet")
         counts = {name: counts[name] + found[name] for name in counts}
     write_about(out, config, language, as_of=until, audience=counts)
@@ -104,7 +104,7 @@ def _window(behaviors: pl.LazyFrame, until: int, *, window_days: int) -> pl.Lazy
     return behaviors.filter(pl.col("time") >= until - window_days * DAY, pl.col("time") < until)
 
 
-def _ranges(users: Path) -> Iterator[pl.Expr]:
+def _id_ranges(users: Path) -> Iterator[pl.Expr]:
     """Conditions that cut all possible user ids into ranges of about `PART_USERS` users."""
     file = pq.ParquetFile(users)
     every = max(1, file.metadata.num_rows // SAMPLE)

@@ -138,10 +138,10 @@ def _sources(world: Path, catalog: Path, config: PromptsConfig) -> _World:
     check_items(behaviors, known)
     negatives = negatives_of(world, known, config)
     users = tables.read(tables.USERS, world / "users.parquet")
-    return _World(users, behaviors, negatives, known, _spans(behaviors, negatives))
+    return _World(users, behaviors, negatives, known, _rows_of_users(behaviors, negatives))
 
 
-def _spans(behaviors: pl.DataFrame, negatives: pl.LazyFrame | None) -> pl.DataFrame:
+def _rows_of_users(behaviors: pl.DataFrame, negatives: pl.LazyFrame | None) -> pl.DataFrame:
     rows = behaviors.with_row_index("first").group_by("user_id", maintain_order=True)
     spans = rows.agg(pl.col("first").first().cast(pl.Int64), count=pl.len().cast(pl.Int64))
     if negatives is None:

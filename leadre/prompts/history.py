@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-PAIRS = 1_000_000
-"""Pairs of a target and a name that are counted at a time, about."""
+COUNTED_AT_A_TIME = 1_000_000
+"""Pairs of a target and a name, about."""
 
 Ints = NDArray[np.int64]
 
@@ -29,7 +29,7 @@ def newest(behaviors: pl.DataFrame, targets: pl.DataFrame, *, most: Mapping[str,
         Columns ``target``, ``item_id``, ``domain``, ``action``, ``time``, sorted by target (in the order given) and
         then as in ``behaviors``. A target that sees nothing has no row.
     """
-    users, asked = codes(behaviors["user_id"], targets["user_id"])
+    users, asked = _codes(behaviors["user_id"], targets["user_id"])
     domain, times = behaviors["domain"], behaviors["time"].to_numpy()
     taken = [(np.empty(0, np.int64), np.empty(0, np.int64))]
     for name, number in most.items():
@@ -45,7 +45,7 @@ def newest(behaviors: pl.DataFrame, targets: pl.DataFrame, *, most: Mapping[str,
 
 def any_seen(behaviors: pl.DataFrame, targets: pl.DataFrame) -> pl.Series:
     """Whether each target sees any behavior, ``(N,)``; arguments as of `newest`."""
-    users, asked = codes(behaviors["user_id"], targets["user_id"])
+    users, asked = _codes(behaviors["user_id"], targets["user_id"])
     starts, ends = _spans(users, behaviors["time"].to_numpy(), asked, targets)
     return pl.Series(starts < ends)
 
@@ -69,7 +69,7 @@ def frequent(feedback: pl.DataFrame, targets: pl.DataFrame, *, most: int) -> pl.
     names = named.select(pl.col("name").unique().sort()).with_row_index("rank")
     rows = named.join(names, on="name").select("user_id", "time", pl.col("rank").cast(pl.Int64))
     rows = rows.sort("user_id", "rank", "time")
-    users, asked = codes(rows["user_id"], targets["user_id"])
+    users, asked = _codes(rows["user_id"], targets["user_id"])
     rank_of, times = rows["rank"].to_numpy(), rows["time"].to_numpy()
     new = np.ones(len(users), dtype=np.bool_)
     new[1:] = (users[1:] != users[:-1]) | (rank_of[1:] != rank_of[:-1])
@@ -96,7 +96,7 @@ def frequent(feedback: pl.DataFrame, targets: pl.DataFrame, *, most: int) -> pl.
 _COUNTED = pl.DataFrame(schema={"place": pl.Int64, "rank": pl.Int64, "times": pl.Int64})
 
 
-def codes(users: pl.Series, asked: pl.Series) -> tuple[Ints, Ints]:
+def _codes(users: pl.Series, asked: pl.Series) -> tuple[Ints, Ints]:
     """Users as numbers: ascending over ``users``, whose equal rows stand together; -1 for asked users not in it."""
     numbers = users.rle_id().cast(pl.Int64)
     known = pl.DataFrame({"user_id": users, "number": numbers}).unique("user_id")
@@ -132,7 +132,7 @@ def _ranges(starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
 
 
 def _slices(costs: Ints) -> Iterator[slice]:
-    """Cut rows into slices of about `PAIRS` in all; a row is never cut."""
-    cuts = np.flatnonzero(np.diff(np.cumsum(costs) // PAIRS)) + 1
+    """Cut rows into slices of about `COUNTED_AT_A_TIME` in all; a row is never cut."""
+    cuts = np.flatnonzero(np.diff(np.cumsum(costs) // COUNTED_AT_A_TIME)) + 1
     for start, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(costs)], strict=True):
         yield slice(start, end)

@@ -95,21 +95,21 @@ def most_shown(config: PromptsConfig) -> dict[str, int]:
 def windows(targets: pl.DataFrame, config: PromptsConfig) -> pl.DataFrame:
     """Add ``since``, the start of each target's window, and ``shown_since``, the start of the history that it shows.
 
-    They are the same, but where ``times`` is ``since_last`` and a user has several targets. Our choice: these are cut,
-    from the last one back, into stretches of half a window, and all targets of a stretch show the history since the
-    start of its last target's window. So every behavior shown lies in each one's window, and one history begins as the
-    next does; in return a target sees half a window at least in place of a whole one. The summary counts the whole.
+    They are the same, but where ``times`` is ``since_last``. Our choice: time is cut into blocks of half a window,
+    counted from the epoch, and all targets in a block show the history since a window before the block's end. So every
+    behavior shown lies in each one's window, and a user's histories in a block begin alike, whatever other targets
+    there are; in return a target sees between half a window and a whole one. The summary counts the whole.
 
     Args:
-        targets: Columns ``user_id`` and ``time``.
+        targets: Column ``time``, UTC seconds.
         config: ``window_days`` and ``times``.
     """
     window = config.window_days * DAY
     targets = targets.with_columns(since=pl.col("time") - window)
     if config.times == "ago":
         return targets.with_columns(shown_since="since")
-    stretch = (pl.col("time").max().over("user_id") - pl.col("time")) // (window // 2)
-    return targets.with_columns(shown_since=pl.col("since").max().over("user_id", stretch))
+    block = window // 2
+    return targets.with_columns(shown_since=(pl.col("time") // block + 1) * block - window)
 
 
 def history_of(targets: pl.DataFrame, known: Known, config: PromptsConfig) -> pl.DataFrame:

@@ -14,12 +14,12 @@ from leadre.sft.trees import Groups, Tree, tree
 from leadre.training.batches import bucketed_plan
 
 
-def num_learned(rows: Rows, *, loss_on: str) -> NDArray[np.int64]:
-    """Learned tokens of each row, ``(N,)``; its first token is never one, since nothing precedes it."""
+def num_learned(rows: Rows, groups: NDArray[np.int64], *, loss_on: str) -> NDArray[np.int64]:
+    """Learned tokens of each group of rows, ``(G,)``; a row's first token is never one, since nothing precedes it."""
     learned = _is_learned(rows.kinds, loss_on)
     learned[rows.offsets[:-1]] = False
     total = np.concatenate([[0], np.cumsum(learned)])
-    return np.diff(total[rows.offsets])
+    return np.diff(total[rows.offsets[groups]])
 
 
 def mixed_plan(
@@ -108,7 +108,7 @@ def collate(
     Args:
         rows: All rows.
         groups: ``(G+1,)`` where each group of rows begins; of several rows it becomes a tree.
-        learned: ``(N,)`` what `num_learned` gives.
+        learned: ``(G,)`` learned tokens of each group, see `num_learned`.
         which: The groups of this batch; where there are none, one stands in and weighs nothing.
         whole: All groups of the optimizer step, which the loss is the mean over.
         loss_on: ``response``, or ``history_and_response`` to learn every S-ID in the prompt too.
@@ -120,14 +120,13 @@ def collate(
     at_row, at_place = np.stack([_padded(tree.counts, width, 0) for tree in trees]).nonzero()
     weights = np.concatenate([tree.counts[tree.counts > 0] for tree in trees]).astype(np.float32)
     parents = np.stack([_padded(tree.parents, width, 0) for tree in trees])
-    of_group = np.add.reduceat(learned, groups[:-1])
     return Batch(
         ids=torch.from_numpy(np.stack([_padded(tree.ids, width, 0) for tree in trees])),
         rows=torch.from_numpy(at_row),
         places=torch.from_numpy(at_place),
         before=torch.from_numpy(parents[at_row, at_place]),
         weights=torch.from_numpy(weights if len(which) else np.zeros_like(weights)),
-        total=float(max(of_group[whole].sum(), 1)),
+        total=float(max(learned[whole].sum(), 1)),
         positions=torch.from_numpy(np.stack([_padded(t.positions, width, 0) for t in trees])) if is_tree else None,
         ends=torch.from_numpy(np.stack([_padded(t.ends, width, width) for t in trees])) if is_tree else None,
     )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 from torch import Tensor
 
 from leadre.catalog import trie
 from leadre.decoding.beam_search import sid_tokens
-from leadre.lm.model import load, save
+from leadre.lm.model import AdLM, load, save
 from leadre.lm.rows import Rows, concatenate, left_padded, prompts_of, read_rows
 from leadre.sft.batches import Batch, collate, mixed_plan, num_learned
 from leadre.sft.config import Stage, Tuning
@@ -53,42 +55,21 @@ def tune(
     """
     tuning = config.tuning
     torch.manual_seed(tuning.seed)  # the start of LoRA's adapters
-    lm = load(model)
-    # The optimizer's small steps would be rounded away in bfloat16 weights, unless that is asked for.
-    lm.model.to(torch.bfloat16 if tuning.precision == "bf16-true" else torch.float32)  # type: ignore[arg-type]
-    if tuning.activation_checkpointing:
-        cast(Any, lm.model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    if compute.compile:
-        lm.model.base_model.compile(dynamic=True)
-    lora = tuning.lora
-    adapted = adapt(lm, rank=lora.rank, alpha=lora.alpha, targets=lora.targets) if lora is not None else None
+    lm, adapted = _loaded(model, tuning, compile=compute.compile)
     tasks = {str(task): epochs for task, epochs in sorted(config.tasks.items())}  # the key knows no order either
-    curriculum = _curriculum(tokens, tasks, tuning)
-    levels = json.loads((catalog / "tokens.json").read_text())["levels"]
-    module = Tuner(
-        lm.model,
-        trie=trie.load(catalog / "trie.safetensors"),
-        sid_tokens=sid_tokens(lm.sid_offsets, levels),
-        learning_rate=tuning.learning_rate,
-        min_learning_rate=tuning.min_learning_rate,
-        warmup_share=tuning.warmup_share,
-        weight_decay=tuning.weight_decay,
-        beam_width=tuning.valid_beam_width,
-        ks=[k for k in VALID_KS if k <= tuning.valid_beam_width],
-    )
-    valid = _valid_batches(read_rows(tokens / "main.valid.safetensors"), tuning.valid_users, seed=tuning.seed)
-    validated = tuning.validations and valid
     devices = compute.devices * compute.num_nodes
     micro_batches = micro_batches_of(tuning.batch_size, tuning.micro_batch_size, devices=devices)
+    curriculum = _curriculum(tokens, tasks, tuning, most=math.ceil(tuning.batch_size / (micro_batches * devices)))
+    valid = _valid_batches(tokens / "main.valid.safetensors", tuning)
     fit(
-        module,
+        _module(lm, catalog, tuning),
         Batches(curriculum.plan, curriculum.collate, micro_batches=micro_batches),
         out=out,
         compute=compute,
         logger=logger,
         name="sft." + "+".join(tasks),
-        valid=valid if validated else None,
-        valid_every_steps=-(-len(curriculum.plan) // tuning.validations) if validated else None,
+        valid=valid or None,
+        valid_every_steps=math.ceil(len(curriculum.plan) / tuning.validations) if valid else None,
         gradient_clip=tuning.gradient_clip,
         precision=tuning.precision,
         seed=tuning.seed,
@@ -99,6 +80,36 @@ def tune(
     budget = {"steps": len(curriculum.plan), "rows": curriculum.rows, "tokens": curriculum.tokens, "tasks": tasks}
     (out / "budget.json").write_text(json.dumps(budget))
     log.info("%s steps over %s rows of %s tokens", len(curriculum.plan), curriculum.rows, curriculum.tokens)
+
+
+def _loaded(folder: Path, tuning: Tuning, *, compile: bool) -> tuple[AdLM, PeftModel | None]:
+    """The model, ready to be trained, and its adapters where there are some."""
+    lm = load(folder)
+    # The optimizer's small steps would be rounded away in bfloat16 weights, unless that is asked for.
+    lm.model.to(torch.bfloat16 if tuning.precision == "bf16-true" else torch.float32)  # type: ignore[arg-type]
+    if tuning.activation_checkpointing:
+        cast(Any, lm.model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    if compile:
+        lm.model.base_model.compile(dynamic=True)
+    lora = tuning.lora
+    if lora is None:
+        return lm, None
+    return lm, adapt(lm, rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
+
+
+def _module(lm: AdLM, catalog: Path, tuning: Tuning) -> Tuner:
+    levels = json.loads((catalog / "tokens.json").read_text())["levels"]
+    return Tuner(
+        lm.model,
+        trie=trie.load(catalog / "trie.safetensors"),
+        sid_tokens=sid_tokens(lm.sid_offsets, levels),
+        learning_rate=tuning.learning_rate,
+        min_learning_rate=tuning.min_learning_rate,
+        warmup_share=tuning.warmup_share,
+        weight_decay=tuning.weight_decay,
+        beam_width=tuning.valid_beam_width,
+        ks=[k for k in VALID_KS if k <= tuning.valid_beam_width],
+    )
 
 
 class _Curriculum(NamedTuple):
@@ -117,17 +128,19 @@ class _Curriculum(NamedTuple):
     tokens: int
 
 
-def _curriculum(tokens: Path, tasks: Mapping[str, float], tuning: Tuning) -> _Curriculum:
+def _curriculum(tokens: Path, tasks: Mapping[str, float], tuning: Tuning, *, most: int) -> _Curriculum:
+    """The stage's batches; a tree has at most as many rows as a device reads at once, so that its part is one."""
     parts = {task: _train_rows(tokens, task) for task in tasks}
     groups = {
-        task: alike(part.ids, part.offsets, most=tuning.batch_size) if tuning.share_history else alone(part.offsets)
+        task: alike(part.ids, part.offsets, most=most) if tuning.share_history else alone(part.offsets)
         for task, part in parts.items()
     }
     plan = mixed_plan(groups, tasks, batch_size=tuning.batch_size, seed=tuning.seed)
     rows = concatenate(list(parts.values()))
     sizes, lengths = (np.concatenate([getattr(of, name) for of in groups.values()]) for name in ("sizes", "lengths"))
-    learned = num_learned(rows, loss_on=tuning.loss_on)
-    make = partial(collate, rows, np.concatenate([[0], np.cumsum(sizes)]), learned, loss_on=tuning.loss_on)
+    begins = np.concatenate([[0], np.cumsum(sizes)])
+    learned = num_learned(rows, begins, loss_on=tuning.loss_on)
+    make = partial(collate, rows, begins, learned, loss_on=tuning.loss_on)
     seen = np.concatenate(plan)
     return _Curriculum(plan, make, rows=int(sizes[seen].sum()), tokens=int(lengths[seen].sum()))
 
@@ -140,9 +153,12 @@ def _train_rows(tokens: Path, task: str) -> Rows:
     return read_rows(path)
 
 
-def _valid_batches(rows: Rows, num_users: int, *, seed: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _valid_batches(path: Path, tuning: Tuning) -> list[tuple[Tensor, Tensor, Tensor]]:
     """A fixed random sample of validation prompts in batches of like length: ids and mask (left-padded), targets."""
-    chosen = np.random.default_rng(seed).permutation(len(rows.targets))[:num_users]
+    if not tuning.validations:
+        return []
+    rows = read_rows(path)
+    chosen = np.random.default_rng(tuning.seed).permutation(len(rows.targets))[: tuning.valid_users]
     chosen = chosen[np.argsort(rows.lengths[chosen], kind="stable")]
     parts = [chosen[start : start + VALID_BATCH] for start in range(0, len(chosen), VALID_BATCH)]
     targets = torch.from_numpy(rows.targets.astype(np.int64))

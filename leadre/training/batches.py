@@ -14,8 +14,7 @@ class Batches:
 
     The plan is fixed before training, so the batch of a step is a pure function of the seed. A step's rows are split
     over the ranks and, for gradient accumulation, over micro-batches; `collate` gets its part and the whole, so that a
-    loss can be normalized over the whole: then neither split changes it. The state is the number of micro-batches
-    consumed, modulo the length: what an exact resume needs, also at the very end of a training.
+    loss can be normalized over the whole: then neither split changes it.
 
     Args:
         plan: One array of row indices an optimizer step.
@@ -35,7 +34,7 @@ class Batches:
         self.plan = plan
         self.collate = collate
         self.micro_batches = micro_batches
-        self.done = 0
+        self.first = 0
 
     def __len__(self) -> int:
         return len(self.plan) * self.micro_batches
@@ -43,19 +42,13 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         rank, world_size = _rank_and_world_size()
         parts = world_size * self.micro_batches
-        for place in range(self.done % len(self), len(self)):
-            step, part = divmod(place, self.micro_batches)
-            whole = self.plan[step]
-            self.done = place + 1  # before the yield: a checkpoint inside the step counts this batch as consumed
-            yield self.collate(whole[rank + part * world_size :: parts], whole)
+        for whole in self.plan[self.first :]:
+            for part in range(self.micro_batches):
+                yield self.collate(whole[rank + part * world_size :: parts], whole)
 
-    def state_dict(self) -> dict[str, int]:
-        """The number of micro-batches consumed, modulo the length."""
-        return {"done": self.done % len(self)}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the micro-batches that were consumed."""
-        self.done = state["done"]
+    def start_at(self, step: int) -> None:
+        """Leave out the batches of the first ``step`` steps, which were taken before; the length stays."""
+        self.first = step
 
 
 def micro_batches_of(batch_size: int, micro_batch_size: int | None, *, devices: int) -> int:

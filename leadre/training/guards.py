@@ -19,7 +19,9 @@ WINDOW = 100
 FEWEST = 20
 """Losses that are needed to tell what is usual."""
 SPIKE = 5.0
-"""A loss above so many times the running median is a spike. Our choice."""
+"""A loss above so many times the running median is a spike, if it is above that of the start too. Our choice."""
+START = 5
+"""Losses whose median is the loss of the start."""
 log = logging.getLogger(__name__)
 
 
@@ -28,6 +30,10 @@ class Guard(Callback):
 
     One NaN would poison all weights and moments at once, and clipping passes it on without a word. The norm that
     clipping needs anyway tells of any in the gradient; it and the loss reach the host in one transfer a step.
+
+    The gradient is that of all ranks together, but the loss is this rank's own: with several, the first rank logs the
+    jumps of its part of the batches, and another's NaN is seen in the gradient. Losses that have come near 0 may well
+    be many times their median: it is no jump while they stay below the loss that the training started with.
 
     Args:
         name: The stage's, for the messages.
@@ -39,6 +45,7 @@ class Guard(Callback):
         self.gradient_clip = gradient_clip
         self.loss: Tensor | None = None
         self.losses: deque[float] = deque(maxlen=WINDOW)
+        self.start = 0.0
         self.quiet_until = 0
         self.jump: float | None = None
 
@@ -73,17 +80,18 @@ class Guard(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The losses so far: a resumed training warns of what the unbroken one warns of."""
-        return {"losses": list(self.losses), "quiet_until": self.quiet_until}
+        return {"losses": list(self.losses), "start": self.start, "quiet_until": self.quiet_until}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the losses so far."""
         self.losses.extend(state_dict["losses"])
+        self.start = state_dict["start"]
         self.quiet_until = state_dict["quiet_until"]
 
     def _compare(self, loss: float, step: int) -> None:
         if len(self.losses) >= FEWEST and step >= self.quiet_until:
             usual = statistics.median(self.losses)
-            if loss > SPIKE * usual > 0:
+            if usual > 0 and loss > max(SPIKE * usual, self.start):
                 log.warning(
                     "%s: the loss is %.4g at step %s, %.1f times the median of the last %s steps: if it does not fall "
                     "again, lower learning_rate",
@@ -92,6 +100,8 @@ class Guard(Callback):
                 self.jump = loss / usual
                 self.quiet_until = step + WINDOW
         self.losses.append(loss)
+        if len(self.losses) == START:
+            self.start = statistics.median(self.losses)
 
 
 def _on_host(loss: Tensor | None, norm: Tensor) -> tuple[float, float]:

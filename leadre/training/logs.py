@@ -28,6 +28,9 @@ class FileLogger(Logger):
             that training goes on from, and are about to be logged again.
         step: Tells the optimizer steps taken so far. Lightning's own count for a logger is one less
             in training than in validation.
+
+    A row that comes twice is written once: that of a saved step (see `Saving`), and that of a validation which a
+    resumed training runs again.
     """
 
     def __init__(self, folder: Path, *, resume_step: int, step: Callable[[], int]) -> None:
@@ -58,7 +61,7 @@ class FileLogger(Logger):
         """Append one row."""
         row = {"step": self.step()} | {key: value for key, value in metrics.items() if key != "epoch"}
         mark = (row["step"], *sorted(row))
-        if len(row) > 1 and mark not in self.logged:  # a validation that a resumed training repeats is logged once
+        if len(row) > 1 and mark not in self.logged:
             self.logged.add(mark)
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -113,7 +116,7 @@ class Unfailing(Logger):
         """Nothing: the manifest holds the settings."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Hand on one row; `Saving` has each row that comes with a checkpoint logged twice, of which one is enough."""
+        """Hand on one row, but not a second time (see `Saving`)."""
         row = (step, *sorted(metrics))
         if row != self.last:
             self.last = row

@@ -1,16 +1,19 @@
-"""SIGTERM and Ctrl-C while a network is trained: the step under way is finished and kept, then the process ends."""
+"""SIGTERM, Ctrl-C and a cluster's warning while a network is trained: the step under way is finished and kept, then the process ends."""
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 HEARD = (signal.SIGTERM, signal.SIGINT)
+log = logging.getLogger(__name__)
 
 
 class Signals(Callback):
@@ -20,10 +23,17 @@ class Signals(Callback):
     128 + the signal: a checkpoint of the present step is there. So it does at a second signal.
 
     Lightning's own handling is replaced: it ends with status 1 after Ctrl-C, stops between micro-batches after SIGTERM,
-    and talks to other ranks from inside a signal handler. A cluster's signal to requeue a job stays Lightning's.
+    and talks to other ranks from inside a signal handler. In a SLURM job SIGUSR1, which SLURM can send before the time
+    is up, is heard as well. The job is not requeued: Lightning would save in the middle of a step for that, and later
+    prefer that file to our checkpoints. Run the job again, or have ``sbatch --requeue`` do it, to go on.
+
+    Args:
+        name: The stage's, for the log.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.heard_here = (*HEARD, signal.SIGUSR1) if SLURMEnvironment.detect() else HEARD
         self.asked: int | None = None
         self.training = False
         self.validating = False
@@ -31,15 +41,19 @@ class Signals(Callback):
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Listen, and give the signals back at the end. Other threads than the main one hear no signals."""
-        before = {each: signal.getsignal(each) for each in HEARD}
+        """Listen, and give the signals back at the end. Other threads than the main one hear no signals.
+
+        A handler that is not Python's cannot be given back: its signal ends the process from then on.
+        """
+        before = {each: signal.getsignal(each) for each in self.heard_here}
         self._listen()
         try:
             yield
         finally:
             if _may_listen():
                 for each, handler in before.items():
-                    signal.signal(each, handler)
+                    if handler is not None:
+                        signal.signal(each, handler)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Steps begin; Lightning has just put a handler of its own in front."""
@@ -48,20 +62,41 @@ class Signals(Callback):
         self.training = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """No step comes any more."""
+        """No step comes any more; a signal that came in after the last one's end is heard now."""
         self.training = False
+        self._end_if_asked(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """No step comes for a while, and the last one is saved."""
+        """No step comes for a while, and the last one is saved; a signal that came in since then is heard now."""
         self.validating = True
+        self._end_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Steps go on."""
         self.validating = False
 
+    def asked_of_any(self, trainer: Trainer) -> bool:
+        """Whether a signal came in on any rank; all ranks must call it."""
+        return trainer.strategy.reduce_boolean_decision(self.asked is not None, all=False)
+
+    def end(self, trainer: Trainer) -> NoReturn:
+        """End the process at a step that is saved.
+
+        Raises:
+            SystemExit: With 128 + the signal.
+        """
+        signum = self.asked or signal.SIGTERM  # another rank was told
+        told = signal.Signals(signum).name
+        log.warning("%s: ends at step %s, saved, by %s: run again to go on", self.name, trainer.global_step, told)
+        raise SystemExit(128 + signum)
+
+    def _end_if_asked(self, trainer: Trainer) -> None:
+        if self.asked_of_any(trainer):
+            self.end(trainer)
+
     def _listen(self) -> None:
         if _may_listen():
-            for each in HEARD:
+            for each in self.heard_here:
                 signal.signal(each, self._hear)
 
     def _hear(self, signum: int, frame: FrameType | None) -> Any:  # noqa: ANN401

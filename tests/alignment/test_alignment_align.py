@@ -26,10 +26,10 @@ from leadre.alignment.align import align
 from leadre.alignment.config import AlignmentConfig, NoAlignment
 from leadre.alignment.module import MEMORY, Aligner
 from leadre.alignment.reference import reference_logprobs, stored_logprobs
-from leadre.alignment.rows import Rows
+from leadre.alignment.rows import PreferenceRows
 from leadre.artifacts import Result, Store
 from leadre.catalog import trie
-from leadre.lm.logprob import TrieSupport, answer_logprobs, response_logprobs
+from leadre.lm.logprob import TrieSupport, answer_logprobs
 from leadre.lm.model import AdLM, load, save
 from leadre.training.batches import Batches, shuffled_plan
 from leadre.training.config import ComputeConfig, FileLogs
@@ -66,8 +66,9 @@ CONFIG = {
         "beam_width": 4,
         "min_pctr_quantile": 0.5,
         "min_log_ecpm_gap": 0.2,
-        "reject_train_targets": False,
+        "train_targets": False,
         "max_ads_per_user": 10,
+        "rejected_per_chosen": 3,
         "max_pairs_per_user": 4,
         "max_pairs_per_ad": 50,
         "max_pairs": 100,
@@ -128,7 +129,7 @@ def toy_rows(num_rows=64, rejected=1):
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     first = rng.integers(0, 2, (num_rows, 1 + rejected)) * 2 + np.array([1] + rejected * [0])
     codes = np.stack([first, rng.integers(0, 4, first.shape), np.zeros_like(first)], axis=2)
-    return Rows(
+    return PreferenceRows(
         ids=rng.integers(1, 20, lengths.sum()).astype(np.int32),
         starts=starts,
         lengths=lengths,
@@ -170,7 +171,8 @@ def test_the_reference_is_the_models_own_log_prob_row_by_row(support):
         prompt = rows.ids[rows.starts[row] : rows.starts[row] + rows.lengths[row]]
         ids = torch.from_numpy(np.concatenate([prompt, rows.answers[row, answer]]))[None]
         if support is None:
-            alone = response_logprobs(model, ids, torch.arange(len(prompt), len(prompt) + 3)[None]).sum()
+            logprobs = model(ids).logits[0].log_softmax(-1)
+            alone = sum(logprobs[at - 1, ids[0, at]] for at in range(len(prompt), len(prompt) + 3))
         else:  # every first code has all four second codes below it, and those one third code each
             logits = model(ids).logits[0, len(prompt) - 1 :]
             alone = sum(
@@ -281,6 +283,23 @@ def test_micro_batches_make_the_same_step(tmp_path, compute, logger):
         torch.testing.assert_close(other, grads[0], rtol=1e-4, atol=1e-6)
 
 
+def test_autocast_rounds_neither_the_loss_nor_what_is_told_of_it(tmp_path, compute, logger, monkeypatch):
+    model, step, returned = lm().model, Aligner.training_step, []
+    module = aligner(model)
+    module.loss = lambda logprobs, batch: 0 * logprobs.sum((1, 2)) + 1.001  # 1 in bfloat16
+
+    def watched(self, batch):
+        returned.append(step(self, batch))
+        return returned[-1]
+
+    monkeypatch.setattr(Aligner, "training_step", watched)
+    rows = with_reference(model, toy_rows())
+    rows = rows._replace(reference=rows.reference + 1.001)
+    told = trained(module, rows, tmp_path, compute, logger, epochs=1, precision="bf16-mixed")
+    assert [loss.item() for loss in returned] == pytest.approx([1.001] * 4, abs=1e-6)
+    assert [row["train/loss"] for row in told] == pytest.approx([1.001] * 4, abs=1e-6)
+
+
 # the guard
 
 
@@ -294,8 +313,8 @@ def test_training_stops_when_the_chosen_ads_become_unlikely(tmp_path, compute, l
         trained(aligner(model, method), rows, tmp_path, compute, logger)
 
 
-def test_training_stops_at_what_is_not_a_number(tmp_path, compute, logger):
-    with pytest.raises(ValueError, match="nan nats below"):
+def test_what_is_not_a_number_is_told_as_that_and_not_as_a_fall(tmp_path, compute, logger):
+    with pytest.raises(ValueError, match="at step 1 the loss is nan"):
         trained(aligner(lm().model), toy_rows(), tmp_path, compute, logger)  # no reference
 
 
@@ -565,7 +584,7 @@ def test_the_kind_tells_which_settings_apply():
         read({"kind": "dpo", **OWN["dpo"], **CONFIG, "label_smoothing": 0.5})
     with pytest.raises(ValidationError, match="negatives"):
         config("dpo", negatives=3)
-    with pytest.raises(ValidationError, match=r"negatives is 9, but preferences\.max_pairs_per_user is 4"):
+    with pytest.raises(ValidationError, match=r"negatives is 9, but preferences\.rejected_per_chosen is 3, so that"):
         config("sdpo", negatives=9)
     with pytest.raises(ValidationError, match=r"label_smoothing is 0\.1, but loss is 'ipo', which knows none"):
         config("dpo", loss="ipo", label_smoothing=0.1)
@@ -578,8 +597,7 @@ def test_all_methods_share_pairs_and_tuning_by_default():
     for path in YAMLS:
         lines = path.read_text().splitlines()
         own = {line.split(":")[0] for line in lines if line and line[0] not in "# "}
-        allowed = {"preferences"} if path.stem == "sdpo" else set()  # more pairs a user, else none shares a chosen ad
-        assert not own & {"preferences", "tuning"} - allowed, path
+        assert not own & {"preferences", "tuning"}, path
         if path.stem != "none":
             inherits = {"  - preferences: default", "  - tuning: default"} <= set(lines)
             assert inherits or {"  - dpo", "  - rrhf"} & set(lines), path

@@ -66,6 +66,12 @@ def test_what_ranks_have_seen_adds_up():
         torch.testing.assert_close(a + b, both)
 
 
+def test_autocast_rounds_nothing():
+    plain = seen()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert seen() == plain
+
+
 def test_the_mass_of_a_prefix_is_1_where_none_is_shared():
     shared = shared_codes(ANSWERS)
     assert shared.tolist() == [[2, 0], [1, 0]]

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -28,9 +27,10 @@ from leadre.data.gather import gather
 from leadre.decoding.beam_search import beam_search, sid_tokens
 from leadre.lm.model import AdLM, load, save
 from leadre.lm.rows import read_rows
-from leadre.ltr import ranker
+from leadre.ltr import known, ranker
 from leadre.ltr.config import LtrConfig
 from leadre.ltr.learn_to_rank import learn_to_rank
+from leadre.ltr.ranker import Estimates
 
 OFFSETS = (20, 24, 28)
 CONFIG = PreferenceConfig(
@@ -38,8 +38,9 @@ CONFIG = PreferenceConfig(
     beam_width=5,
     min_pctr_quantile=0.5,
     min_log_ecpm_gap=0.1,
-    reject_train_targets=False,
+    train_targets=False,
     max_ads_per_user=12,
+    rejected_per_chosen=3,
     max_pairs_per_user=8,
     max_pairs_per_ad=20,
     max_pairs=100,
@@ -123,7 +124,7 @@ def said(user, time, ad):
 
 def estimate(targets, ads):
     told = np.array([[said(user, time, ad) for ad in ads] for user, time in targets.rows()], dtype=np.float32)
-    return SimpleNamespace(click=told[..., 0], ecpm=told[..., 1])
+    return Estimates(click=told[..., 0], ecpm=told[..., 1], value=told.prod(axis=-1))
 
 
 @pytest.fixture(autouse=True)
@@ -151,15 +152,13 @@ def test_nothing_leaks(inputs, whole):
     assert pairs.height > 40
     split = tables.read(tables.SPLIT, inputs["world"] / "split.parquet")
     shown = tables.read(tables.IMPRESSIONS, inputs["world"] / "impressions.parquet")
-    held_out = split.filter(pl.col("role") != "train")
     for role in ("chosen", "rejected"):
         names = {"left_on": ["user_id", f"{role}_ad"], "right_on": ["user_id", "ad_id"]}
-        assert pairs.join(held_out, **names).is_empty()
+        assert pairs.join(split, **names).is_empty()
         logged = pairs.filter(pl.col(f"{role}_source") != "beam").join(shown, **names)
         assert len(logged) > 20
         assert (logged["time"] < 300).all()  # each ad is shown to a user once
         assert not pairs.filter(pl.col(f"{role}_source") == "beam")[f"{role}_ad"].is_in(ADS[14:]).any()
-    assert pairs.join(split, left_on=["user_id", "rejected_ad"], right_on=["user_id", "ad_id"]).is_empty()
     assert set(pairs["user_id"]) == {user for n, user in enumerate(USERS) if n % 4}
     assert account["steps"]["impressions"]["dropped"]["not_an_ltr_training_user"] > 0
     assert account["steps"]["beam_ads"]["dropped"]["not_running_then"] > 0
@@ -256,7 +255,7 @@ def test_estimates_in_memory_do_not_grow_with_users(monkeypatch):
 
     asked = pl.DataFrame({"user_id": USERS, "row": range(20), "ad_id": [ADS[0]] * 20, "time": [7] * 20})
     log = pl.DataFrame({"user_id": ["u03", "u99"], "ad_id": "ad02", "estimate": None})
-    found = judged(asked, log, pl.Series(ADS[:4]), beam=lambda rows: rows[:, None] % 4, estimate=measured)
+    found = judged(asked, log, pl.Series(ADS[:4]), beam=lambda rows: rows[:, None] % 4, width=1, estimate=measured)
     assert len(sizes) == 10
     assert max(sizes) <= 8
     clicks = [np.float32(said(user, 7, ADS[0])[0]) for user in USERS]
@@ -267,17 +266,33 @@ def test_estimates_in_memory_do_not_grow_with_users(monkeypatch):
     assert (click, ecpm) == pytest.approx(said("u05", 7, "ad01"), rel=1e-6)
 
 
+def test_users_at_a_time_do_not_become_fewer_with_a_larger_catalog(monkeypatch):
+    monkeypatch.setattr(stage, "CELLS", 300)
+    sizes = []
+
+    def measured(targets, ads):
+        sizes.append((len(targets), len(ads)))
+        return estimate(targets, ads)
+
+    asked = pl.DataFrame({"user_id": USERS, "row": range(20), "ad_id": [ADS[0]] * 20, "time": [7] * 20})
+    log = pl.DataFrame({"user_id": ["u03"], "ad_id": "ad02", "estimate": None})
+    ads = pl.Series([f"ad{i}" for i in range(100_000)])
+    judged(asked, log, ads, beam=lambda rows: 1000 * rows[:, None], width=1, estimate=measured)
+    assert [users for users, _ in sizes] == [10, 10]
+    assert max(users * ads for users, ads in sizes) <= 300
+
+
 def test_a_beam_that_finds_fewer_ads_than_its_width_holds_no_ad_in_their_place():
     asked = pl.DataFrame({"user_id": ["u01"], "row": [0], "ad_id": ["ad00"], "time": [7]})
     log = pl.DataFrame(schema={"user_id": pl.String, "ad_id": pl.String, "estimate": pl.Float64})
-    found = judged(asked, log, pl.Series(ADS), beam=lambda rows: np.array([[3, -1]]), estimate=estimate)
+    found = judged(asked, log, pl.Series(ADS), beam=lambda rows: np.array([[3, -1]]), width=2, estimate=estimate)
     assert found.beams["ad_id"].to_list() == ["ad03"]
 
 
 def test_without_a_beam_neither_model_nor_ranker_is_loaded(inputs, compute, tmp_path, monkeypatch):
     for name in ("load", "_ranker"):
         monkeypatch.setattr(stage, name, lambda *_: pytest.fail("loaded"))
-    pairs, account = preferred(inputs, tmp_path / "out", compute, sources=("log",))
+    pairs, account = preferred(inputs, tmp_path / "out", compute, sources=("log",), train_targets=True)
     assert set(pairs["chosen_source"]) | set(pairs["rejected_source"]) == {"click", "shown"}
     assert account["steps"]["beam_ads"] == {"in": 0, "dropped": {}, "out": 0}
 
@@ -294,6 +309,19 @@ def test_a_control_is_told_in_the_account(inputs, whole, compute, tmp_path):
     assert account["control"] == "flipped"
     assert account["steps"] == whole[1]["steps"]
     assert (pairs["chosen_ecpm"] < pairs["rejected_ecpm"]).all()
+
+
+def test_both_controls_hold_the_very_pairs_of_ads_and_no_train_target(inputs, whole, compute, tmp_path):
+    split = tables.read(tables.SPLIT, inputs["world"] / "split.parquet")
+    targets = set(split.select("user_id", "ad_id").rows())
+    true = {(user, frozenset(ads)) for user, *ads in whole[0].select("user_id", "chosen_ad", "rejected_ad").rows()}
+    assert len(true) == whole[0].height
+    for control in ("flipped", "random"):
+        pairs = preferred(inputs, tmp_path / control, compute, control=control)[0]
+        rows = pairs.select("user_id", "chosen_ad", "rejected_ad").rows()
+        assert {(user, frozenset(ads)) for user, *ads in rows} == true
+        assert targets.isdisjoint((user, ad) for user, *ads in rows for ad in ads)
+        assert not pairs.equals(whole[0])
 
 
 def test_a_world_without_pairs_says_so(inputs, compute, tmp_path):
@@ -376,7 +404,7 @@ def test_nothing_leaks_in_a_simulated_world_with_the_real_ranker(simulated, comp
     }
     asked = pl.DataFrame({"user_id": sorted(last), "time": [last[user] for user in sorted(last)]})
     ads = sorted(set(pairs["chosen_ad"]) | set(pairs["rejected_ad"]))
-    ecpms = ranker.estimate(ranker.load(simulated["ltr"]), simulated["world"], asked, ads).ecpm
+    ecpms = ranker.estimate(ranker.load(simulated["ltr"]), known.read(simulated["world"]), asked, ads).ecpm
     place = {user: row for row, user in enumerate(asked["user_id"])}
     kinds = set()
     for user, chosen, rejected, *worth, one, other, _ in pairs.rows():

@@ -21,8 +21,9 @@ ALL = PreferenceConfig(
     beam_width=4,
     min_pctr_quantile=0.5,
     min_log_ecpm_gap=0.2,
-    reject_train_targets=False,
+    train_targets=True,
     max_ads_per_user=10,
+    rejected_per_chosen=100,
     max_pairs_per_user=100,
     max_pairs_per_ad=100,
     max_pairs=1000,
@@ -77,12 +78,15 @@ def compose(
     """Pairs of impressions (user, ad, time, ecpm, pctr, clicked), beams and the log's estimates (user, ad, ecpm)."""
     config = dataclasses.replace(ALL, **changes)
     users = {name: pl.Series(ids, dtype=pl.String) for name, ids in (("prompted", prompted), ("learners", learners))}
-    log = logged(table(IMPRESSIONS, *shown), split, SIDS, **users, min_pctr_quantile=config.min_pctr_quantile)
+    targets = {"train_targets": config.train_targets}
+    log = logged(
+        table(IMPRESSIONS, *shown), split, SIDS, **users, min_pctr_quantile=config.min_pctr_quantile, **targets
+    )
     known = table({"user_id": pl.String, "ad_id": pl.String, "estimate": pl.Float64}, *estimates)
     rows = log.funnel.rows.drop("estimate").join(known, on=["user_id", "ad_id"], how="left")
     log = log._replace(funnel=log.funnel._replace(rows=rows))
-    beam = beamed(table(BEAMS, *beams), split, spans, rows, floor=floor) if beams else nothing()
-    return preferences(log, beam, split, SIDS, config=config)
+    beam = beamed(table(BEAMS, *beams), split, spans, rows, floor=floor, **targets) if beams else nothing()
+    return preferences(log, beam, SIDS, config=config)
 
 
 def short(found):
@@ -128,6 +132,7 @@ def test_the_ad_of_higher_ecpm_is_chosen_and_everything_is_told():
         "chosen_ads": 2,
         "rejected_ads": 2,
         "gini": {"chosen": pytest.approx(4 / 9), "rejected": pytest.approx(4 / 9)},
+        "rejected_per_chosen": {"1": 1, "2": 1},
         "sources": {"click>shown": 2, "shown>shown": 1},
         "divergence": {"0": 2, "1": 1},
     }
@@ -195,9 +200,7 @@ def test_an_ad_that_runs_at_the_very_start_of_its_span_may_be_of_a_beam():
 
 
 def test_a_pair_with_an_ad_of_a_beam_compares_estimates_and_never_the_logs_ecpm():
-    found = compose(
-        CLICK, GOOD, beams=[BEAM], estimates=[("u", "a0", 1.0), ("u", "a4", 100.0)], reject_train_targets=True
-    )
+    found = compose(CLICK, GOOD, beams=[BEAM], estimates=[("u", "a0", 1.0), ("u", "a4", 100.0)])
     assert found.pairs.rows() == [
         ("u", "a0", "a4", 8.0, 2.0, "click", "shown", 0),
         ("u", "a4", "a5", 100.0, 3.0, "shown", "beam", 1),
@@ -236,20 +239,22 @@ def test_ecpms_too_close_are_noise_and_ties_have_no_winner():
     found = compose(*rows)
     assert short(found) == [("u", "a0", "a4"), ("u", "a5", "a4"), ("u", "a6", "a4")]
     assert drops(found) == {"ecpms_tied": 1, "ecpms_too_close": 2}  # a0-a6; a0-a5, a5-a6
-    assert drops(compose(*rows, min_log_ecpm_gap=0.0, reject_train_targets=True)) == {"ecpms_tied": 1}
+    assert drops(compose(*rows, min_log_ecpm_gap=0.0)) == {"ecpms_tied": 1}
 
 
-def test_a_training_click_is_not_rejected_unless_asked():
+def test_train_targets_are_in_no_role_unless_asked_for():
     rows = (CLICK, GOOD, ("u", "a1", 20, 1.0, 0.1, True))
-    found = compose(*rows)
-    assert short(found) == [("u", "a0", "a4")]
-    assert drops(found) == {"rejected_is_a_train_target": 2}
-    assert short(compose(*rows, reject_train_targets=True)) == [("u", "a0", "a1"), ("u", "a0", "a4"), ("u", "a4", "a1")]
+    beams = {"beams": [BEAM, ("u", "a1", 1, 20, 0.9, 9.0)], "estimates": [("u", "a4", 2.0)]}
+    found = compose(*rows, **beams, train_targets=False)
+    assert short(found) == [("u", "a5", "a4")]
+    assert [step["dropped"].get("train_target") for step in found.steps.values()] == [2, 1, None, None]
+    assert_complete(found)
+    assert short(compose(*rows)) == [("u", "a0", "a1"), ("u", "a0", "a4"), ("u", "a4", "a1")]
 
 
 def test_where_pctr_is_missing_only_clicked_ads_are_paired():
     rows = (("u", "a0", 10, 8.0, None, True), ("u", "a1", 20, 1.0, None, True), ("u", "a4", 12, 2.0, None, False))
-    found = compose(*rows, reject_train_targets=True)
+    found = compose(*rows)
     assert short(found) == [("u", "a0", "a1")]
     assert drops(found) == {"implausible": 1}
 
@@ -286,7 +291,7 @@ MANY = [(user, f"a{i}", 5, 2.0**i, 0.5, False) for user in ("u", "v") for i in (
 
 
 def test_caps_hold_and_count_what_they_drop():
-    found = compose(*MANY, max_pairs_per_user=4, reject_train_targets=True)
+    found = compose(*MANY, max_pairs_per_user=4)
     assert found.pairs["user_id"].value_counts().sort("user_id").rows() == [("u", 4), ("v", 4)]
     assert found.steps["pairs"]["dropped"]["beyond_cap_of_user"] == 6 + 10 - 8
     found = compose(*MANY, max_pairs_per_ad=2)
@@ -295,7 +300,7 @@ def test_caps_hold_and_count_what_they_drop():
     assert found.steps["pairs"]["dropped"]["beyond_cap_of_chosen_ad"] > 0
     found = compose(*MANY, max_pairs=3)
     assert found.pairs.height == 3
-    assert found.steps["pairs"]["dropped"]["beyond_max_pairs"] == 6 + 6 - 3
+    assert found.steps["pairs"]["dropped"]["beyond_max_pairs"] == 6 + 10 - 3
     assert_complete(found)
 
 
@@ -305,11 +310,61 @@ def test_a_users_pairs_of_the_log_and_with_the_beam_take_turns_and_nobody_has_a_
     only = [("v", "a0", 5, 8.0, 0.5, True), ("v", "a4", 5, 1.0, 0.5, True)]  # one pair
     estimates = [("u", f"a{i}", 2.0**i) for i in (4, 5, 6, 7)]
     beams = [("u", "a1", 0, 20, 0.9, 1000.0)]  # four pairs
-    found = compose(*shown, *only, beams=beams, estimates=estimates, max_pairs=3, seed=seed)
+    given = {"estimates": estimates, "rejected_per_chosen": 1, "seed": seed}
+    found = compose(*shown, *only, beams=beams, max_pairs=3, **given)
     kinds = {(user, "beam" in (one, other)) for user, *_, one, other, _ in found.pairs.rows()}
     assert kinds == {("u", False), ("u", True), ("v", False)}
-    found = compose(*shown, beams=beams, estimates=estimates, max_pairs_per_user=4, seed=seed)
+    beams.append(("u", "a0", 1, 20, 0.9, 500.0))
+    found = compose(*shown, beams=beams, max_pairs_per_user=4, **given)
     assert sum(count for kind, count in found.account()["sources"].items() if "beam" in kind) == 2
+
+
+def groups(found):
+    """The rejected ads of each user's chosen ads."""
+    ads = {}
+    for user, chosen, rejected in short(found):
+        ads.setdefault((user, chosen), set()).add(rejected)
+    return ads
+
+
+def test_a_drawn_pair_brings_others_of_its_chosen_ad_with_it():
+    counts = set()
+    for seed in range(12):
+        found = compose(*MANY, rejected_per_chosen=3, max_pairs_per_user=3, seed=seed)
+        sizes = {user: sorted(len(ads) for (of, _), ads in groups(found).items() if of == user) for user in "uv"}
+        assert all(sum(of_user) == 3 for of_user in sizes.values())
+        counts |= {tuple(of_user) for of_user in sizes.values()}
+        assert found.account()["rejected_per_chosen"] == {
+            str(size): sum(of_user.count(size) for of_user in sizes.values())
+            for size in sorted({size for of_user in sizes.values() for size in of_user})
+        }
+    assert (3,) in counts
+    assert counts <= {(3,), (1, 2), (1, 1, 1)}  # the cheapest chosen ads have but one or two below them
+
+
+def test_a_chosen_ad_of_a_user_has_no_more_rejected_than_asked_and_which_is_drawn():
+    found = compose(*MANY, rejected_per_chosen=2)
+    assert {key: len(ads) for key, ads in groups(found).items()} == {
+        **{(user, "a7"): 2 for user in "uv"},
+        **{(user, "a6"): 2 for user in "uv"},
+        ("u", "a5"): 1,
+        ("v", "a5"): 2,
+        ("v", "a4"): 1,
+    }
+    assert found.steps["pairs"]["dropped"]["beyond_rejected_per_chosen"] == 1 + 2 + 1
+    assert_complete(found)
+    seen = [groups(compose(*MANY, rejected_per_chosen=1, seed=seed))["u", "a7"] for seed in range(20)]
+    assert set.union(*seen) == {"a4", "a5", "a6"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_rejected_ads_of_a_chosen_one_are_of_both_sources_in_turns(seed):
+    shown = [("u", f"a{i}", 5, 2.0**i, 0.5, True) for i in (4, 5, 6, 7)]
+    beams = [("u", f"a{i}", i, 20, 0.9, 1.0) for i in (0, 1)]
+    estimates = [("u", f"a{i}", 2.0**i) for i in (4, 5, 6, 7)]
+    found = compose(*shown, beams=beams, estimates=estimates, rejected_per_chosen=2, seed=seed)
+    for (_, chosen), rejected in groups(found).items():
+        assert len(rejected & {"a0", "a1"}) == (2 if chosen == "a4" else 1)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -396,10 +451,11 @@ beam = st.tuples(
     st.integers(0, 5),
 )
 @settings(max_examples=40, deadline=None)
-def test_no_pair_breaks_a_rule_and_every_row_is_accounted_for(rows, beams, reject_train_targets, seed):
+def test_no_pair_breaks_a_rule_and_every_row_is_accounted_for(rows, beams, train_targets, seed):
     beams = [(user, ad, place, 20, click, estimate) for place, (user, ad, click, estimate) in enumerate(beams)]
     estimates = [(user, f"a{i}", 1.0 + i) for user in ("u", "v") for i in range(8)]
-    asked = {"reject_train_targets": reject_train_targets, "max_pairs_per_user": 3, "seed": seed, "beams": beams}
+    caps = {"max_pairs_per_user": 3, "rejected_per_chosen": 2}
+    asked = {"train_targets": train_targets, **caps, "seed": seed, "beams": beams}
     try:
         found = compose(*rows, estimates=estimates, **asked)
     except ValueError as error:
@@ -407,17 +463,16 @@ def test_no_pair_breaks_a_rule_and_every_row_is_accounted_for(rows, beams, rejec
         return
     assert_complete(found)
     assert (found.steps["impressions"]["in"], found.steps["beam_ads"]["in"]) == (len(rows), len(beams))
-    held_out = {(user, ad) for user, role, ad, _ in SPLIT.rows() if role != "train"}
-    targets = {(user, ad) for user, _, ad, _ in SPLIT.rows()}
+    never = {(user, ad) for user, role, ad, _ in SPLIT.rows() if role != "train" or not train_targets}
     ends = {"u": 30, "v": 21}
     seen = {(user, ad, ecpm) for user, ad, time, ecpm, _, _ in rows if time < ends.get(user, 0)}
     judged = set(estimates) | {(user, ad, estimate) for user, ad, *_, estimate in beams}
     for user, chosen, rejected, chosen_ecpm, rejected_ecpm, source, other_source, divergence in found.pairs.rows():
-        assert (user, chosen) not in held_out
-        assert (user, rejected) not in (held_out if reject_train_targets else targets)
+        assert never.isdisjoint([(user, chosen), (user, rejected)])
         scale = judged if "beam" in (source, other_source) else seen
         assert {(user, chosen, chosen_ecpm), (user, rejected, rejected_ecpm)} <= scale
         assert math.log(chosen_ecpm) - math.log(rejected_ecpm) >= 0.2 - 1e-9
         assert chosen != rejected
         assert divergence < 3
     assert found.pairs["user_id"].value_counts()["count"].max() <= 3
+    assert set(found.account()["rejected_per_chosen"]) <= {"1", "2"}

@@ -32,6 +32,7 @@ O200K = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+FROM_THE_RIGHT = LLAMA.replace(r"\p{N}{1,3}", r"\d{1,3}(?=(?:\d{3})*\b)")
 HOSTILE = ["<|im_end|>", "<think>", "<a_51>", "</think>", "<s>"]
 
 
@@ -75,12 +76,31 @@ OTHERS = {
     "other letters": _trained(_bytes(), normalizers.Replace("'r", "w")),
     "small letters": _trained(_bytes(), normalizers.Sequence([normalizers.NFD(), normalizers.Lowercase()])),
 }
-EVERY = TOKENIZERS | OTHERS
+FAR = {
+    "digits from the right": _trained(_split(FROM_THE_RIGHT)),
+    "scripts": _trained(pre_tokenizers.Sequence([pre_tokenizers.UnicodeScripts(), _bytes(use_regex=False)])),
+}
+EVERY = TOKENIZERS | OTHERS | FAR
+
+
+FAR_RUNS = [["x 12", "22", "a"], ["漢", "é" * 5, " " * 9, " " * 9, "é"]]
+
+
+def _unchecked(tokenizer):
+    first = len(tokenizer)
+    return Fragments(Vocabulary(tokenizer, (first,), ()), SIDS)
+
+
+def _given(fragments, runs):
+    """The texts of runs, and the number of the run of each."""
+    texts = fragments.texts(pa.array([text for run in runs for text in run], pa.string()))
+    return texts, np.repeat(np.arange(len(runs)), [len(run) for run in runs])
 
 
 def _fragments(tokenizer):
-    first = len(tokenizer)
-    return Fragments(Vocabulary(tokenizer, (first,), ()), SIDS)
+    fragments = _unchecked(tokenizer)
+    fragments.check(*_given(fragments, FAR_RUNS))
+    return fragments
 
 
 CACHES = {name: _fragments(tokenizer) for name, tokenizer in EVERY.items()}  # they grow over all examples of all tests
@@ -89,8 +109,7 @@ PLAIN = {name: plain_tokenizer(tokenizer) for name, tokenizer in EVERY.items()}
 
 def _joined(fragments, runs):
     """The ids of runs of texts."""
-    texts = fragments.texts(pa.array([text for run in runs for text in run], pa.string()))
-    numbers = np.repeat(np.arange(len(runs)), [len(run) for run in runs])
+    texts, numbers = _given(fragments, runs)
     joined = fragments.join(texts, numbers)
     lengths = fragments.lengths[joined]
     ids = fragments.gather(joined, lengths)
@@ -185,3 +204,45 @@ def test_without_the_care_at_borders_ids_would_differ(monkeypatch):
 
 def test_nothing_joined_is_nothing():
     assert _joined(CACHES["tiny"], []) == []
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_a_tokenizer_that_looks_far_is_found_out_by_a_check_and_encoded_whole_from_then_on(name, caplog):
+    fragments = _unchecked(EVERY[name])
+    assert _joined(fragments, FAR_RUNS) != _whole(name, FAR_RUNS)
+    fragments.check(*_given(fragments, [["a", "b"], *FAR_RUNS, ["a"]]))
+    (told,) = caplog.messages
+    assert told.startswith("the tokenizer cuts words by letters farther than 8 away, as in '")
+    assert told.endswith("each distinct run of texts is encoded whole, which takes longer")
+    assert _joined(fragments, FAR_RUNS) == _whole(name, FAR_RUNS)
+    fragments.check(*_given(fragments, FAR_RUNS))
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_check_that_finds_nothing_changes_nothing(name, caplog):
+    fragments = _unchecked(TOKENIZERS[name])
+    runs = [["12", "34"], ["play", " short^", "Ho", "me"], ["play short^", "Home"], ["e", "\u0301"], ["", ""]]
+    fragments.check(*_given(fragments, []))
+    fragments.check(*_given(fragments, runs))
+    assert fragments.checked
+    assert fragments._words.known
+    assert not caplog.messages
+    assert _joined(fragments, runs) == _whole(name, runs)
+
+
+@pytest.mark.parametrize("options", [{}, {"unk_token": "<unk>"}, {"unk_token": "<unk>", "byte_fallback": True}])
+def test_a_letter_that_the_tokenizer_cannot_write_is_refused(options):
+    tokenizer = Tokenizer(models.BPE({"<unk>": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")], **options))
+    fragments = _unchecked(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    assert _joined(fragments, [["ab", "a"]]) == [[3, 1]]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="the tokenizer cannot write the letter '漢' of a text: choose a language"):
+            _joined(fragments, [["ab漢"]])
+
+
+def test_letters_in_bytes_of_a_fallback_are_written():
+    names = ["a", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = Tokenizer(models.BPE({name: place for place, name in enumerate(names)}, [], byte_fallback=True))
+    fragments = _unchecked(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    assert _joined(fragments, [["a漢"]]) == [[0, *(1 + byte for byte in "漢".encode())]]

@@ -16,7 +16,7 @@ from transformers import (
 from leadre.catalog.trie import build
 from leadre.decoding.beam_search import beam_search
 from leadre.lm import logprob
-from leadre.lm.logprob import TrieSupport, answer_logprobs, head_logprobs, response_logprobs, siblings
+from leadre.lm.logprob import TrieSupport, answer_logprobs, head_logprobs, siblings
 
 SHAPE = {
     "vocab_size": 31,
@@ -48,30 +48,6 @@ def plain(model, ids, positions):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_log_probs_equal_those_of_full_logits(kind):
-    model = tiny(kind)
-    ids = torch.randint(0, 31, (3, 12), generator=torch.Generator().manual_seed(1))
-    positions = torch.tensor([[1, 5, 6], [3, 4, 11], [2, 9, 10]])
-    torch.testing.assert_close(
-        response_logprobs(model, ids, positions), plain(model, ids, positions), rtol=0, atol=2e-6
-    )
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_equal_those_of_full_logits(kind):
-    model = tiny(kind)
-    ids = torch.randint(0, 31, (2, 8), generator=torch.Generator().manual_seed(1))
-    positions = torch.tensor([[6, 7], [3, 4]])
-    grads = []
-    for way in (response_logprobs, plain):
-        model.zero_grad()
-        way(model, ids, positions).sum().backward()
-        grads.append([weight.grad.clone() for weight in model.parameters()])
-    for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
 def test_a_single_head_by_hand():
     model = tiny()
     hidden = torch.randn(16)
@@ -79,29 +55,12 @@ def test_a_single_head_by_hand():
     torch.testing.assert_close(head_logprobs(model, hidden[None], torch.tensor([4])), probabilities[[4]].log())
 
 
-def test_padding_and_missing_positions_change_nothing():
-    model = tiny()
-    ids = torch.tensor([[4, 9, 2, 7]])
-    alone = response_logprobs(model, ids, torch.tensor([[2, 3]]))
-    padded = response_logprobs(model, torch.tensor([[4, 9, 2, 7, 0, 0]]), torch.tensor([[2, 3, -1]]))
-    torch.testing.assert_close(padded[:, :2], alone, rtol=0, atol=1e-6)
-    assert padded[0, 2] == 0
-
-
 def test_log_probs_of_a_bfloat16_model_are_float32():
     model = tiny().to(torch.bfloat16)
     ids = torch.tensor([[4, 9, 2, 7]])
-    ours = response_logprobs(model, ids, torch.tensor([[2, 3]]))
+    ours = answer_logprobs(model, ids[:, :2], torch.tensor([2]), ids[:, None, 2:])
     assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours, plain(model, ids, torch.tensor([[2, 3]])), rtol=0, atol=1e-6)
-    answers = answer_logprobs(model, ids[:, :2], torch.tensor([2]), ids[:, None, 2:])
-    torch.testing.assert_close(answers[0], ours, rtol=0, atol=0.05)
-
-
-@pytest.mark.parametrize("position", [0, 4, -2])
-def test_a_position_without_a_predecessor_or_outside_its_row_is_refused(position):
-    with pytest.raises(ValueError, match="use -1 for no token"):
-        response_logprobs(tiny(), torch.tensor([[4, 9, 2, 7]]), torch.tensor([[position]]))
+    torch.testing.assert_close(ours[0], plain(model, ids, torch.tensor([[2, 3]])), rtol=0, atol=0.05)
 
 
 def test_an_empty_prompt_is_refused():
@@ -140,8 +99,9 @@ def test_answers_after_one_prompt_equal_answers_in_rows_of_their_own(
                 torch.testing.assert_close(ours[b, r], alone[0], rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_of_branches_equal_those_of_separate_rows():
-    model = tiny()
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_branches_equal_those_of_separate_rows(kind):
+    model = tiny(kind)
     prompt, answers = torch.tensor([[3, 8, 5, 0]]), torch.tensor([[[1, 2, 3], [1, 4, 6]]])
     answer_logprobs(model, prompt, torch.tensor([3]), answers).sum().backward()
     ours = [weight.grad.clone() for weight in model.parameters()]

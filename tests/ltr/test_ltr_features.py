@@ -95,6 +95,23 @@ def test_rows_in_parts_have_the_features_of_all_at_once(known, rows, counted, mo
     np.testing.assert_array_equal(describe_rows(known, counted, few, **arguments), whole)
 
 
+def test_the_behaviors_of_some_users_are_those_of_the_whole_table(known):
+    for names in (["u007", "nobody", "u003", "u007", ""], ["zzz"], [], known.users.to_list()):
+        users = pl.Series("user_id", names, dtype=pl.String())
+        expected = known.behaviors.filter(pl.col("user_id").is_in(users.implode()))
+        assert known.behaviors_of(users).equals(expected)
+    assert known._replace(behaviors=known.behaviors.clear()).behaviors_of(users).is_empty()
+
+
+def test_a_world_is_hashed_once_and_sorted_by_user(known, frames, tmp_path, written):
+    mixed = frames["behaviors"].sample(fraction=1.0, shuffle=True, seed=0)
+    found = worlds.read(written(frames | {"behaviors": mixed}, tmp_path))
+    assert found.fingerprint == known.fingerprint
+    assert found.behaviors["user_id"].is_sorted()
+    users = frames["users"].with_columns(gender=pl.lit("g0"))
+    assert worlds.read(written(frames | {"users": users}, tmp_path)).fingerprint != known.fingerprint
+
+
 def test_what_happens_at_or_after_the_time_is_not_seen(known, rows, counted):
     few = rows.part(np.arange(0, len(rows.user), 50))
     at = pl.DataFrame({"user_id": known.users[few.user], "time": few.time})

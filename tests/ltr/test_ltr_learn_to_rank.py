@@ -10,10 +10,14 @@ import pytest
 import leadre.ltr
 from leadre import tables
 from leadre.ltr.judge import captured
-from leadre.ltr.learn_to_rank import learn_to_rank
+from leadre.ltr.known import read
+from leadre.ltr.learn_to_rank import _money, _sample, learn_to_rank
+from leadre.ltr.network import Network
 from leadre.ltr.ranker import estimate, load
+from leadre.ltr.rows import Rows
 
 DAY = 86_400
+NUM_USERS = 60
 LABELS = ("labels", "valid_labels")
 
 
@@ -38,7 +42,7 @@ def test_labels_are_the_ads_of_highest_value_at_the_targets_time(world, trained,
     ranker, ads = load(trained), frames["ads"]["ad_id"].sort().to_list()
     for role, name in (("test", "labels"), ("valid", "valid_labels")):
         targets, labels = _targets(frames, role, trained), tables.read(tables.LISTS, trained / f"{name}.parquet")
-        value = estimate(ranker, world, targets.select("user_id", "time"), ads).value
+        value = estimate(ranker, read(world), targets.select("user_id", "time"), ads).value
         assert labels["user_id"].unique().sort().to_list() == targets["user_id"].to_list()
         for user, row in zip(targets["user_id"], value, strict=True):
             own = labels.filter(user_id=user)
@@ -65,22 +69,22 @@ def test_the_ranker_finds_the_taste_and_the_money(trained, frames):
 def test_a_ranker_that_is_kept_says_the_same_and_says_it_in_parts(world, trained, frames, monkeypatch):
     ranker = load(trained)
     targets, ads = _targets(frames, "test", trained).select("user_id", "time"), ["a03", "zz", "a00"]
-    whole = estimate(ranker, world, targets, ads)
+    whole = estimate(ranker, read(world), targets, ads)
     monkeypatch.setattr("leadre.ltr.ranker.PAIRS_AT_ONCE", 7)
-    for first, second in zip(whole, estimate(load(trained), world, targets, ads), strict=True):
+    for first, second in zip(whole, estimate(load(trained), read(world), targets, ads), strict=True):
         assert first.shape == (targets.height, 3)
         assert first.dtype == np.float32
         np.testing.assert_allclose(first, second, rtol=1e-5)
-    one = estimate(ranker, world, targets[5:6], ["a00"])
+    one = estimate(ranker, read(world), targets[5:6], ["a00"])
     np.testing.assert_allclose(one.value[0, 0], whole.value[5, 2], rtol=1e-5)
     assert ((whole.click > 0) & (whole.click < 1) & (whole.ecpm > 0) & (whole.value > 0)).all()
-    assert estimate(ranker, world, targets[:0], ads).click.shape == (0, 3)
+    assert estimate(ranker, read(world), targets[:0], ads).click.shape == (0, 3)
 
 
 def test_ecpm_is_an_amount_of_the_log(world, trained, frames):
     """Ad n always had an ECPM of ``1 + 2 n``."""
     targets = _targets(frames, "test", trained).select("user_id", "time")
-    found = estimate(load(trained), world, targets, frames["ads"]["ad_id"].to_list()).ecpm.mean(axis=0)
+    found = estimate(load(trained), read(world), targets, frames["ads"]["ad_id"].to_list()).ecpm.mean(axis=0)
     np.testing.assert_allclose(found, 1 + 2 * np.arange(12), rtol=0.35)
 
 
@@ -181,31 +185,77 @@ def test_without_impressions_it_learns_from_behaviors_and_says_so(config, frames
     assert told["held_out"]["ecpm_spearman"] is None
     assert tables.read(tables.LISTS, out / "labels.parquet").height > 0
     targets = _targets(frames, "test", out).select("user_id", "time")
-    assert (estimate(load(out), tmp_path / "world", targets, ["a00", "zz"]).ecpm == 1).all()
+    assert (estimate(load(out), read(tmp_path / "world"), targets, ["a00", "zz"]).ecpm == 1).all()
 
 
-def test_an_ecpm_of_0_everywhere_is_an_ecpm_of_1(config, frames, catalog, tmp_path, written):
+def test_an_ecpm_of_0_everywhere_is_an_ecpm_of_1(config, frames, catalog, tmp_path, written, caplog):
+    """Both heads are then taught the same: a value is the odds of a click, up to how far training came."""
     free = frames | {"impressions": frames["impressions"].with_columns(ecpm=pl.lit(0.0))}
-    out = _run(config, free, catalog, tmp_path, written)
+    with caplog.at_level("WARNING"):
+        out = _run(config, free, catalog, tmp_path, written)
+    assert "no click of its users has an ECPM above 0: the ranker takes each click for one of the same" in caplog.text
     targets = _targets(frames, "test", out).select("user_id", "time")
-    found = estimate(load(out), tmp_path / "world", targets, ["a00", "a07"])
+    found = estimate(load(out), read(tmp_path / "world"), targets, ["a00", "a07"])
     assert (found.ecpm == 1).all()
-    assert np.isfinite(found.value).all()
+    np.testing.assert_allclose(found.value, found.click / (1 - found.click), rtol=0.7)
+
+
+@pytest.mark.parametrize("of_others", [0.0, 5.0])
+def test_clicks_without_an_ecpm_above_0_count_one_each(of_others):
+    clicked = np.array([True, True, False, False])
+    ones = np.ones(4)
+    rows = Rows(ones, ones, ones, clicked, np.array([0.0, np.nan, of_others, 0.0]), ones)
+    found = _sample(np.zeros((4, 2), dtype=np.float32), rows, _money(rows))
+    assert found.worth.tolist() == [1, 1, 1, 1]
+    assert found.log_ecpm.isnan().tolist() == [True, True, of_others == 0, True]
+    priced = rows._replace(ecpm=np.array([0.0, 4.0, of_others, 0.0]))
+    assert _sample(np.zeros((4, 2), dtype=np.float32), priced, _money(priced)).worth.tolist() == [0, 2, 1, 1]
 
 
 def test_a_tie_of_all_ecpms_is_that_ecpm(config, frames, catalog, tmp_path, written):
     tied = frames | {"impressions": frames["impressions"].with_columns(ecpm=pl.lit(5.0))}
     out = _run(config, tied, catalog, tmp_path, written)
     targets = _targets(frames, "test", out).select("user_id", "time")
-    np.testing.assert_allclose(estimate(load(out), tmp_path / "world", targets, ["a00", "a07"]).ecpm, 5, rtol=1e-6)
+    np.testing.assert_allclose(
+        estimate(load(out), read(tmp_path / "world"), targets, ["a00", "a07"]).ecpm, 5, rtol=1e-6
+    )
 
 
-def test_nothing_to_learn_from_is_told(config, frames, catalog, tmp_path, written):
-    empty = frames | {name: frames[name].clear() for name in ("behaviors", "impressions", "split")}
-    with pytest.raises(ValueError, match=r"have no clicked impression and no ad behavior before their valid targets"):
-        _run(config, empty, catalog, tmp_path / "1", written)
-    with pytest.raises(ValueError, match=r"the ranker's 0 users .* or a higher ltr.train_share \(1e-06\)"):
-        _run(replace(config, train_share=1e-6), frames, catalog, tmp_path / "2", written)
+@pytest.mark.parametrize("why", ["no behavior", "no training user"])
+def test_nothing_to_learn_from_stops_no_run_and_is_told(config, frames, catalog, tmp_path, written, caplog, why):
+    if why == "no behavior":
+        frames = frames | {name: frames[name].clear() for name in ("behaviors", "impressions", "split")}
+    else:
+        config = replace(config, train_share=1e-6)
+    with caplog.at_level("WARNING"):
+        out = _run(config, frames, catalog, tmp_path, written)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "labels.parquet",
+        "ltr.json",
+        "users.parquet",
+        "valid_labels.parquet",
+    ]
+    assert all(tables.read(tables.LISTS, out / f"{name}.parquet").is_empty() for name in LABELS)
+    assert tables.read(tables.LTR_USERS, out / "users.parquet").height == NUM_USERS
+    told = json.loads((out / "ltr.json").read_text())
+    assert told["users_with_labels"] == told["rows"]["clicked"] == 0
+    count = told["users"]["train"]
+    missing = f"its {count} training users have no clicked impression and no ad behavior before their valid targets"
+    assert told["no_ranker"] == missing
+    assert f"ltr has no ranker, since {missing}: there is no LTRR" in caplog.text
+    with pytest.raises(ValueError, match=f"ltr has no ranker.json, since {missing}: use alignment=none, or give a lon"):
+        load(out)
+
+
+def test_without_label_users_there_is_a_ranker_and_no_label(config, frames, catalog, tmp_path, written, caplog):
+    with caplog.at_level("WARNING"):
+        out = _run(replace(config, train_share=1 - 1e-6), frames, catalog, tmp_path, written)
+    assert all(tables.read(tables.LISTS, out / f"{name}.parquet").is_empty() for name in LABELS)
+    assert isinstance(load(out).network, Network)
+    told = json.loads((out / "ltr.json").read_text())
+    assert set(told["held_out"].values()) == {None}
+    assert told["users"] == {"train": NUM_USERS, "label": 0}
+    assert "none of the ranker's 0 label users has a label: there is no LTRR" in caplog.text
 
 
 def test_a_few_users_are_enough(config, frames, catalog, tmp_path, written):
@@ -222,14 +272,16 @@ def test_a_few_users_are_enough(config, frames, catalog, tmp_path, written):
 def test_another_world_and_a_strange_ad_are_refused(config, frames, world, trained, tmp_path, written):
     ranker, targets = load(trained), pl.DataFrame({"user_id": ["u000"], "time": [9 * DAY]})
     with pytest.raises(ValueError, match=r"ad 'nothing' \(one of 1\) is not in the world"):
-        estimate(ranker, world, targets, ["a00", "nothing"])
+        estimate(ranker, read(world), targets, ["a00", "nothing"])
     other = written(frames | {"ads": frames["ads"].filter(pl.col("ad_id") != "a04")}, tmp_path)
     with pytest.raises(ValueError, match="its numbers are of that world's ads and profiles; train it anew"):
-        estimate(ranker, other, targets, ["a00"])
+        estimate(ranker, read(other), targets, ["a00"])
 
 
 def test_a_target_of_nobody_known_is_the_average_user(world, trained):
-    found = estimate(load(trained), world, pl.DataFrame({"user_id": ["nobody"], "time": [9 * DAY]}), ["a00", "zz"])
+    found = estimate(
+        load(trained), read(world), pl.DataFrame({"user_id": ["nobody"], "time": [9 * DAY]}), ["a00", "zz"]
+    )
     assert np.isfinite(found.value).all()
 
 

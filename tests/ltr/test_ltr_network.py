@@ -75,6 +75,14 @@ def test_training_stops_when_held_out_users_say_so(caplog):
     assert len([record for record in caplog.records if "ltr epoch" in record.message]) < 60
 
 
+@pytest.mark.parametrize("patience", [1, 2, 4])
+def test_patience_is_the_number_of_epochs_without_a_better_loss(caplog, patience):
+    with caplog.at_level("INFO"):
+        fit(_sample(40, 0), _sample(200, 1), **FIT | {"learning_rate": 0.3, "max_epochs": 60, "patience": patience})
+    losses = [record.args[1] for record in caplog.records if "ltr epoch" in record.message]
+    assert len(losses) - 1 - int(np.argmin(losses)) == patience
+
+
 def test_without_held_out_users_the_training_rows_judge():
     fit(_sample(100, 0), _sample(0, 1), **FIT | {"max_epochs": 2})
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from leadre.data.split import histories
 from leadre.prompts import history as stage
-from leadre.prompts.history import any_seen, codes, frequent, newest
+from leadre.prompts.history import any_seen, frequent, newest
 
 DAY = 86_400
 TIMES = st.integers(0, 12)
@@ -80,7 +80,7 @@ def test_the_most_frequent_names_are_those_of_a_plain_loop(pairs, events, asked,
     schema = {"user_id": pl.String, "name": pl.String, "time": pl.Int64}
     feedback = pl.DataFrame(events, schema, orient="row")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "PAIRS", pairs)
+        patch.setattr(stage, "COUNTED_AT_A_TIME", pairs)
         found = frequent(feedback, _targets(asked, window=window), most=most)
     assert found.rows() == _count(events, asked, window=window, most=most)
     assert found.columns == ["target", "name", "times"]
@@ -104,7 +104,7 @@ def test_the_numbers_of_targets_need_not_be_their_places():
 
 
 def test_users_are_numbered_in_their_order_and_unknown_ones_are_told():
-    known, asked = codes(pl.Series(["b", "b", "c"]), pl.Series(["c", "a", "b"]))
+    known, asked = stage._codes(pl.Series(["b", "b", "c"]), pl.Series(["c", "a", "b"]))
     assert (known.tolist(), asked.tolist()) == ([0, 0, 1], [1, -1, 0])
 
 

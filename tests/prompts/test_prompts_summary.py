@@ -140,7 +140,7 @@ def test_negatives_in_many_small_chunks_give_the_same_pairs(make, config, monkey
     whole = [_told(folders, config, name, **EVERYTHING) for name in ("main.valid", "main.test")]
     monkeypatch.setattr(stage, "BEHAVIORS", 1)
     monkeypatch.setattr(stage, "ROWS", 1)
-    monkeypatch.setattr(history, "PAIRS", 1)
+    monkeypatch.setattr(history, "COUNTED_AT_A_TIME", 1)
     assert [_told(folders, config, name, **EVERYTHING) for name in ("main.valid", "main.test")] == whole
     assert "often met no interest recently are (format: category^times): tea^2 times; " in whole[0]
 

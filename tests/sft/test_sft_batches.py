@@ -23,7 +23,7 @@ def _alone(lengths):
 
 def _batch(rows, which, loss_on, groups=None, whole=None):
     groups = np.arange(len(rows.targets) + 1) if groups is None else np.array(groups)
-    learned = num_learned(rows, loss_on=loss_on)
+    learned = num_learned(rows, groups, loss_on=loss_on)
     return collate(rows, groups, learned, np.array(which), np.array(whole or which), loss_on=loss_on)
 
 
@@ -60,8 +60,9 @@ def test_a_part_of_a_step_knows_how_many_tokens_the_whole_step_learns():
 
 
 def test_a_rank_without_rows_reads_a_row_that_weighs_nothing():
-    batch = collate(ROWS, np.arange(3), num_learned(ROWS, loss_on="response"), np.array([], dtype=np.int64),
-                    np.array([1]), loss_on="response")  # fmt: skip
+    nothing, groups = np.array([], dtype=np.int64), np.arange(3)
+    learned = num_learned(ROWS, groups, loss_on="response")
+    batch = collate(ROWS, groups, learned, nothing, np.array([1]), loss_on="response")
     assert (batch.ids.tolist(), batch.weights.tolist(), batch.total) == ([[4, 3]], [0.0], 1.0)
 
 

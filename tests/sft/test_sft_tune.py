@@ -12,6 +12,7 @@ from transformers import HunYuanDenseV1Config, HunYuanDenseV1ForCausalLM, PreTra
 from leadre.catalog import trie
 from leadre.lm.model import AdLM, load, save
 from leadre.lm.rows import read_rows
+from leadre.sft import tune as stage
 from leadre.sft.config import Lora, Stage, Tuning
 from leadre.sft.module import Tuner
 from leadre.sft.tune import tune
@@ -242,3 +243,11 @@ def test_a_compiled_model_has_the_losses_of_the_plain_one(tmp_path, folders, com
     _tune(folders, tmp_path / "plain", compute, logger, tasks={"main": 1.0}, validations=1)
     _tune(folders, tmp_path / "fast", replace(compute, compile=True), logger, tasks={"main": 1.0}, validations=1)
     assert _first_steps(tmp_path / "fast") == pytest.approx(_first_steps(tmp_path / "plain"), rel=1e-5)
+
+
+def test_no_device_reads_more_rows_at_once_than_asked_where_histories_are_shared(tmp_path, folders):
+    tuning = replace(TUNING, share_history=True, batch_size=8, micro_batch_size=2)
+    curriculum = stage._curriculum(folders[2], {"main": 1.0}, tuning, most=2)
+    groups = curriculum.collate.args[1]
+    assert np.diff(groups).max() <= 2
+    assert sum(len(which) for which in curriculum.plan) < curriculum.rows == 40  # some rows share a tree
