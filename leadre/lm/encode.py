@@ -232,7 +232,7 @@ def _check_texts(prompts: Any, fragments: Fragments) -> None:  # noqa: ANN401
     """Check that the texts of some prompts, whole, are joined into what the tokenizer makes of them as one."""
     segments = _flatten(prompts, fragments, num_ads=0)
     is_text, opens = _texts(segments.fragments, segments.rows, fragments)
-    fragments.check(segments.fragments[is_text], np.cumsum(opens)[is_text])
+    fragments.check(segments.fragments[is_text], np.cumsum(opens, dtype=np.int64)[is_text])
 
 
 def _flatten(batch: Any, fragments: Fragments, num_ads: int) -> _Segments:  # noqa: ANN401

@@ -3,8 +3,9 @@ r"""Show one user's prompt as the model reads it: part after part, with the toke
 python -m leadre.prompts.show                                            # the first test user of the embedded world
 python -m leadre.prompts.show data=tables data.root=my_tables user=u7 task=implicit role=valid
 
-Beside its own ``user``, ``task`` (main, implicit, explicit) and ``role`` (test, valid, train) it takes the overrides of
-``conf/run.yaml``, as train.py does. What is missing of the prompts is built and kept, so a training finds it there.
+Beside its own ``user``, ``task`` (main, implicit, explicit, next_n, next_n_control) and ``role`` (test, valid, train)
+it takes the overrides of ``conf/run.yaml``, as train.py does: ``prompts=paper`` needs ``sft/tuning=paper`` here too.
+What is missing of the prompts is built and kept, so a training finds it there.
 """
 
 import json
@@ -35,7 +36,8 @@ from leadre.lm.vocabulary import load_vocabulary
 from leadre.prompts.compose import arrow
 from leadre.prompts.segments import LEARNABLE, Segment, ad, display_name
 
-TASKS, ROLES = ("main", "implicit", "explicit"), ("test", "valid", "train")
+TASKS, ROLES = ("main", "implicit", "explicit", "next_n", "next_n_control"), ("test", "valid", "train")
+ONLY_TRAIN = ("explicit", "next_n", "next_n_control")
 STYLES = {"text": "", "ad": "cyan", "soft": "magenta"}
 NUM_NAMED = 3
 """Users that an error names."""
@@ -83,21 +85,24 @@ def asked_and_overrides(arguments: Sequence[str]) -> tuple[Asked, list[str]]:
     """Take ``user``, ``task`` and ``role`` out of a command line; the rest are overrides of ``conf/run.yaml``.
 
     Raises:
-        ConfigError: If a word is no ``key=value``, if there is no such task or role, or if a role other than train is
-            asked of the explicit task, which has no other.
+        ConfigError: If a word is no ``key=value``, if a key stands twice, if there is no such task or role, or if a
+            role other than train is asked of a task that has no other.
     """
     if words := [word for word in arguments if "=" not in word and not word.startswith("~")]:
         raise ConfigError(
             f"{words[0]!r} is no key=value: give user=ID, task=, role=, or an override such as data=tables"
         )
+    keys = [word.partition("=")[0] for word in arguments]
+    if twice := [key for place, key in enumerate(keys) if key in keys[:place]]:
+        raise ConfigError(f"{twice[0]} stands twice: give it once")
     own = {key: value for key, _, value in (word.partition("=") for word in arguments) if key in Asked._fields}
     task = own.get("task", "main")
-    role = own.get("role", "train" if task == "explicit" else "test")
+    role = own.get("role", "train" if task in ONLY_TRAIN else "test")
     for name, value, known in (("task", task, TASKS), ("role", role, ROLES)):
         if value not in known:
             raise ConfigError(f"{name} is {value!r}: choose from {', '.join(known)}")
-    if task == "explicit" and role != "train":
-        raise ConfigError(f"role is {role!r}, but the explicit task is for training alone: leave role out")
+    if task in ONLY_TRAIN and role != "train":
+        raise ConfigError(f"role is {role!r}, but the task {task} is for training alone: leave role out")
     rest = [word for word in arguments if word.partition("=")[0] not in Asked._fields]
     return Asked(own.get("user"), task, role), rest
 
@@ -106,7 +111,7 @@ def read_prompt(asked: Asked, *, world: Path, catalog: Path, pairs: Path, base: 
     """The prompt that was asked for, from the files that a training reads; of several, the last.
 
     Raises:
-        ValueError: If there is no such user, or if the parts do not add up to the row of the tokens file.
+        ValueError: If the task or the user has no prompt, or if the parts do not add up to the row of the tokens file.
     """
     path = pairs / f"{asked.task}.{asked.role}.parquet"
     row = _row_of(path, asked)
@@ -171,7 +176,8 @@ def parts_of(
     dropped = [Part(name, segments, None) for name, segments in [*([] if stay or not gone else lead), *gone]]
     place = 2 + (1 if stay else 0)
     parts = [*parts[:place], *dropped, *parts[place:], Part("response", response, len(ids) - ends[-1])]
-    return [part._replace(tokens=None if part.tokens is None else int(part.tokens)) for part in parts]
+    parts = [part._replace(tokens=None if part.tokens is None else int(part.tokens)) for part in parts]
+    return parts if parts[0].tokens else parts[1:]  # the opening of most tokenizers is nothing
 
 
 def show(prompt: Shown, console: Console) -> None:
@@ -180,12 +186,14 @@ def show(prompt: Shown, console: Console) -> None:
     when = "" if prompt.time is None else f", at {datetime.fromtimestamp(prompt.time, UTC):%Y-%m-%d %H:%M:%S} UTC"
     target = f"target ad {escaped(prompt.ad_id)} {prompt.display[prompt.ad_id]}{when}"
     console.print(Text(f"{whose}: {target}, {prompt.tokens} of {prompt.max_tokens} tokens"))
-    table = Table("part", "tokens", "text", "")
+    any_dropped = any(part.tokens is None for part in prompt.parts)
+    table = Table("part", "tokens", "text", *[""] * any_dropped)
     table.columns[1].justify, table.columns[2].overflow = "right", "fold"
     for part in prompt.parts:
         is_dropped = part.tokens is None
-        cells = (Text(part.name), Text("-" if part.tokens is None else str(part.tokens)), _text(part, prompt.display))
-        table.add_row(*cells, Text("dropped" if is_dropped else ""), style="dim strike" if is_dropped else "")
+        cells = [Text(part.name), Text("-" if is_dropped else str(part.tokens)), _text(part, prompt.display)]
+        cells += [Text("dropped" if is_dropped else "")] * any_dropped
+        table.add_row(*cells, style="dim strike" if is_dropped else "")
     console.print(table)
     console.print(Text(f"sum {sum(part.tokens or 0 for part in prompt.parts)}"))
 
@@ -204,6 +212,9 @@ def escaped(text: str) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Build what is missing, and print the prompt."""
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(f"{__doc__}\n")
+        return
     try:
         asked, overrides = asked_and_overrides(arguments)
         check(overrides)
@@ -231,15 +242,20 @@ def main(arguments: Sequence[str]) -> None:
 
 def _row_of(path: Path, asked: Asked) -> int:
     """The last row of a pairs file that is the user's, or of the explicit task the ad's."""
+    if not path.is_file():
+        raise ValueError(
+            f"task is {asked.task}, but the prompts were composed without it: set prompts.next_n above 1, and for "
+            "next_n_control a seed in prompts.next_n_control"
+        )
     what = "ad" if asked.task == "explicit" else "user"
     names = pl.read_parquet(path, columns=[f"{what}_id"]).to_series()
-    user = names.first() if asked.user is None else asked.user
-    rows = (names == user).arg_true()
+    name = names.first() if asked.user is None else asked.user
+    rows = (names == name).arg_true()
     if rows.is_empty():
         known = names.unique(maintain_order=True)
         such_as = f", such as {', '.join(map(repr, known.head(NUM_NAMED)))}" if len(known) else ""
         raise ValueError(
-            f"user is {user!r}, but {path.name} has no prompt of such {'an ad' if what == 'ad' else 'a user'}: it has "
+            f"user is {name!r}, but {path.name} has no prompt of such {'an ad' if what == 'ad' else 'a user'}: it has "
             f"those of {len(known)} {what}s{such_as}; name one of them, or another role"
         )
     return int(rows[-1])

@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C and a cluster's warning while a network is trained: the step under way is finished and kept, then the process ends."""
+"""SIGTERM and Ctrl-C while a network is trained: the step under way is finished and kept, then the process ends."""
 
 import logging
 import signal
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from leadre import tables
@@ -55,7 +55,21 @@ def _merging():
     return Vocabulary(wrapped, sid_offsets=(first + 2, first + 12), soft_ids=(first, first + 1))
 
 
-PLAIN, WITH_BOS, MERGING = _vocabulary(), _vocabulary(bos=True), _merging()
+def _far():
+    """Digits are grouped from the right, but only where no letter follows them, which a text behind may tell."""
+    pairs = [("1", "2"), ("2", "2"), ("12", "22")]
+    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, pairs)]
+    tokenizer = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, pairs))
+    digits = pre_tokenizers.Split(Regex(r"\p{L}+|\d{1,3}(?=(?:\d{3})*\b)|[^\p{L}\d]+"), behavior="isolated")
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, in_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    first = len(names)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+    return Vocabulary(wrapped, sid_offsets=(first + 2, first + 12), soft_ids=(first, first + 1))
+
+
+PLAIN, WITH_BOS, MERGING, FAR = _vocabulary(), _vocabulary(bos=True), _merging(), _far()
 FIRST = len(PLAIN.tokenizer)
 
 
@@ -294,6 +308,23 @@ def test_a_description_that_is_cut_is_not_joined_with_the_question():
     assert encoded.cut == 1
 
 
+FAR_TEXTS = [text("x 12"), text("22"), text("a")]
+
+
+def test_a_tokenizer_that_looks_far_is_found_out_by_the_first_batch_and_encoded_whole(caplog):
+    pair = _pair(head=[*FAR_TEXTS, soft()], behaviors=[FAR_TEXTS, [ad("B"), *FAR_TEXTS]], tail=FAR_TEXTS[::-1])
+    expected = _reference(pair, 10_000, FAR)
+    fragments = Fragments(FAR, SIDS)
+    fragments.checked = True
+    unchecked = encode_pairs(_batch(pair), fragments, max_tokens=10_000, num_ads=1, cut=False)
+    assert _rows(unchecked) != [expected]
+    assert not caplog.messages
+    assert _rows(_encode(pair, vocabulary=FAR)) == [expected]
+    prompts = encode_prompts(_batch(pair), Fragments(FAR, SIDS), max_tokens=10_000)
+    assert prompts.ids.tolist() == [token for token, kind in expected if kind != 2]
+    assert [told.startswith("the tokenizer cuts words by letters farther") for told in caplog.messages] == [True, True]
+
+
 def test_an_ad_outside_the_catalog_is_refused():
     with pytest.raises(ValueError, match=r"pairs hold the ad 'Z' \(and 0 more\) that the catalog does not"):
         _encode(_pair(behaviors=[[ad("Z")]]))
@@ -354,6 +385,25 @@ def test_every_file_of_pairs_becomes_a_file_of_tokens(folders, monkeypatch):
         "main.valid": {"rows": 0, "tokens_mean": 0.0, "tokens_max": 0, "dropped_behaviors": 0, "cut_tokens": 0},
         "next_n.train": {"rows": 1, "tokens_mean": 12.0, "tokens_max": 12, "dropped_behaviors": 3, "cut_tokens": 0},
     }
+
+
+def test_all_files_are_encoded_whole_where_one_tells_that_the_tokenizer_looks_far(folders, caplog):
+    base, catalog, pairs, out = folders
+    FAR.tokenizer.save_pretrained(base)
+    (base / ABOUT).write_text(json.dumps({"sid_offsets": FAR.sid_offsets, "soft_ids": FAR.soft_ids}))
+    (pairs / "prompts.json").write_text(json.dumps({"max_tokens": 500, "soft_tokens": 1}))
+    found = {"explicit.train": _pair(head=[text("x"), text("y")]), "main.train": _pair(head=FAR_TEXTS)}
+    hidden = _pair("A", tail=FAR_TEXTS)
+    _write([found["explicit.train"]] * stage.CHECKED + [hidden], pairs, "explicit.train")
+    _write([found["main.train"]], pairs, "main.train")
+    encode(base, catalog, pairs, out=out)
+    assert len(caplog.messages) == 1
+    ids = load_file(out / "explicit.train.safetensors")["ids"].tolist()
+    last = [token for token, _ in _reference(hidden, 500, FAR)]
+    assert ids[-len(last) :] == last
+    assert load_file(out / "main.train.safetensors")["ids"].tolist() == [
+        token for token, _ in _reference(found["main.train"], 500, FAR)
+    ]
 
 
 def test_a_model_with_too_few_learnable_tokens_is_refused(folders):

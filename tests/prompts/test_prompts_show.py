@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from leadre import tables
 from leadre.config import ConfigError
-from leadre.lm.encode import Encoded, encode_pairs
+from leadre.lm.encode import Encoded, encode, encode_pairs
 from leadre.lm.fragments import Fragments
 from leadre.lm.vocabulary import load_vocabulary
 from leadre.prompts import show as command
@@ -108,11 +109,33 @@ def test_the_explicit_prompt_of_an_ad_is_named_by_the_ad(ran):
     asked, _ = asked_and_overrides(["task=explicit"])
     shown = read_prompt(asked, **ran.folders)
     assert (shown.user, shown.time) == (None, None)
-    assert [part.name for part in shown.parts] == ["opening", "head", "tail", "response"]
+    assert [part.name for part in shown.parts] == ["head", "tail", "response"]
     assert read(ran, shown.ad_id, "explicit", "train") == shown
     out = io.StringIO()
     show(shown, Console(file=out, width=200))
     assert out.getvalue().startswith(f"an ad's own: target ad {shown.ad_id} <a_")
+    assert re.search(r"┃ part +┃ tokens ┃ text +┃\n", out.getvalue())  # nothing was dropped, so no column says so
+
+
+@pytest.mark.parametrize("task", ["next_n", "next_n_control"])
+def test_a_response_of_several_ads_is_shown_with_all_of_them(ran, tmp_path, task):
+    folders = ran.folders | {"pairs": tmp_path / "pairs", "tokens": tmp_path / "tokens"}
+    for name in ("pairs", "tokens"):
+        folders[name].mkdir()
+    shutil.copy(ran.folders["pairs"] / "prompts.json", folders["pairs"])
+    some = pl.read_parquet(ran.folders["pairs"] / "main.train.parquet").head(5)
+    other = pl.Series([[ad_id] for ad_id in some["ad_id"].reverse()])
+    tables.write(tables.PAIRS, some.with_columns(following=other), folders["pairs"] / f"{task}.train.parquet")
+    encode(ran.folders["base"], ran.folders["catalog"], folders["pairs"], out=folders["tokens"])
+    shown = read_prompt(Asked(some["user_id"][2], task, "train"), **folders)
+    assert shown.parts[-1].name == "response"
+    assert [one["value"] for one in shown.parts[-1].segments] == [some["ad_id"][2], other[2][0]]
+    assert shown.parts[-1].tokens == 2 * len(load_vocabulary(ran.folders["base"]).sid_offsets)
+
+
+def test_a_task_without_prompts_is_told(ran):
+    with pytest.raises(ValueError, match="task is next_n, but the prompts were composed without it: set "):
+        read(ran, None, "next_n", "train")
 
 
 @pytest.mark.parametrize("num_cut", [1, 30])
@@ -184,7 +207,7 @@ def test_a_token_over_the_border_of_two_parts_is_the_later_ones(monkeypatch):
     ids = by_threes(command._batch(pair), None, max_tokens=0, num_ads=1, cut=False).ids
     parts = parts_of(pair, ids, OneLevel(), max_tokens=99, num_ads=1, cut=False)
     borders = np.cumsum([0, 4, 1, 3, 5, 2]) // 3
-    assert [part.tokens for part in parts] == [0, *np.diff(borders).tolist(), 1]
+    assert [part.tokens for part in parts] == [*np.diff(borders).tolist(), 1]
 
 
 def test_an_unknown_user_is_named_with_some_that_exist(ran):
@@ -212,8 +235,11 @@ def test_the_command_ends_with_the_error_and_not_with_where_it_was_raised(ran):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["task=next_n"], "task is 'next_n': choose from main, implicit, explicit"),
-        (["task=explicit", "role=test"], "role is 'test', but the explicit task is for training alone"),
+        (["task=next"], "task is 'next': choose from main, implicit, explicit, next_n, next_n_control"),
+        (["task=explicit", "role=test"], "role is 'test', but the task explicit is for training alone: leave role out"),
+        (["task=next_n", "role=valid"], "role is 'valid', but the task next_n is for training alone: leave role out"),
+        (["user=u", "task=main", "user=v"], "user stands twice: give it once"),
+        (["data=tables", "data=tables"], "data stands twice: give it once"),
         (["u7"], "'u7' is no key=value: give user=ID"),
     ],
 )
@@ -227,6 +253,13 @@ def test_own_arguments_are_taken_out_and_overrides_left():
     assert asked == Asked("a=b", "implicit", "valid")
     assert overrides == ["data=tables", "~logger"]
     assert asked_and_overrides([])[0] == Asked(None, "main", "test")
+    assert asked_and_overrides(["task=next_n_control"])[0] == Asked(None, "next_n_control", "train")
+
+
+def test_help_is_the_text_of_the_command(capsys):
+    for asks in ("--help", "-h"):
+        main(["user=u", asks])
+        assert capsys.readouterr().out == f"{command.__doc__}\n"
 
 
 def test_hostile_text_cannot_move_the_cursor_nor_pass_for_markup_or_an_ad():

@@ -2,12 +2,16 @@
 
 import random
 from itertools import pairwise
+from typing import NamedTuple
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from leadre import tables
 from leadre.prompts import compose as stage
+from leadre.prompts.audience import compose_audience
 from leadre.prompts.compose import compose
 from leadre.prompts.config import PromptsConfig
 from leadre.prompts.known import windows
@@ -16,6 +20,15 @@ from leadre.prompts.wording import CHINESE, ENGLISH
 
 DAY = 86_400
 NOW = 1_700_000_000
+
+
+class PromptsTimes(NamedTuple):
+    """The two settings that tell where a history begins."""
+
+    times: str
+    window_days: int
+
+
 SHARED = {"times": "since_last", "arrangement": ("profile", "behaviors", "summary")}
 
 
@@ -82,7 +95,7 @@ def test_a_target_without_history_is_told_no_last_behavior(write, config):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_prompts_of_one_stretch_are_true_prefixes_of_one_another(write, config, seed):
+def test_the_prompts_of_one_block_are_true_prefixes_of_one_another(write, config, seed):
     draw = random.Random(seed)
     days = sorted(draw.uniform(0, 200) for _ in range(40))
     folders = _world(write, days)
@@ -90,9 +103,10 @@ def test_the_prompts_of_one_stretch_are_true_prefixes_of_one_another(write, conf
     ago = _composed(folders, config, times="ago")["train"]
     assert [pair["ad_id"] for pair in train] == [pair["ad_id"] for pair in ago]
     asked = days[1 : len(days) - 2]
-    stretch = [int((asked[-1] - day) // 45) for day in asked]
-    groups = {of: [pair for pair, its in zip(train, stretch, strict=True) if its == of] for of in set(stretch)}
-    assert len(groups) == 1 + max(stretch) >= 4
+    blocks = [int((NOW + int(day * DAY)) // (45 * DAY)) for day in asked]
+    groups = {of: [pair for pair, its in zip(train, blocks, strict=True) if its == of] for of in set(blocks)}
+    assert len(groups) >= 4
+    assert any(len(group) > 1 for group in groups.values())
     for group in groups.values():
         for earlier, later in pairwise(group):
             *before, last = earlier["behaviors"]
@@ -107,15 +121,53 @@ def test_the_prompts_of_one_stretch_are_true_prefixes_of_one_another(write, conf
         assert pair["tail"][1:] == was["tail"]  # the summary counts the whole window
 
 
-def test_stretches_are_of_half_a_window_back_from_each_users_last_target(config):
-    targets = pl.DataFrame({"user_id": ["u", "v", "u", "u", "u"], "time": [0, 7, 45 * DAY, 45 * DAY + 1, 90 * DAY]})
-    made = windows(targets, config(times="since_last"))
-    window = 90 * DAY
-    assert made["since"].to_list() == [time - window for time in targets["time"]]
-    # 90 days before the last: stretch 2, exactly 45: stretch 1, less: stretch 0
-    last = [0, 7, 45 * DAY, 90 * DAY, 90 * DAY]
-    assert made["shown_since"].to_list() == [time - window for time in last]
-    assert windows(targets, config())["shown_since"].to_list() == made["since"].to_list()
+def test_blocks_are_of_half_a_window_from_the_epoch_for_all_users(config):
+    half = 45 * DAY
+    times = [0, half - 1, half, -1, 2 * half - 1, 2 * half]
+    made = windows(pl.DataFrame({"time": times}), config(times="since_last"))
+    assert made["since"].to_list() == [time - 2 * half for time in times]
+    assert made["shown_since"].to_list() == [-half, -half, 0, -2 * half, 0, half]
+    assert windows(pl.DataFrame({"time": times}), config())["shown_since"].to_list() == made["since"].to_list()
+
+
+@settings(deadline=None, max_examples=40)
+@given(time=st.integers(-(2**40), 2**40), days=st.integers(1, 400))
+def test_a_target_sees_between_half_a_window_and_a_whole_one(time, days):
+    told = PromptsTimes("since_last", days)
+    (shown,) = windows(pl.DataFrame({"time": [time]}), told)["shown_since"]
+    assert days * DAY / 2 <= time - shown < days * DAY
+
+
+def test_a_later_target_changes_nothing_in_the_prompts_before_it(write, config):
+    days = [0, 10, 20, 44, 50, 61, 80, 99, 130, 131, 170]
+    folders = _world(write, days)
+    behaviors = tables.read(tables.BEHAVIORS, folders.world / "behaviors.parquet")
+    split = tables.read(tables.SPLIT, folders.world / "split.parquet")
+    whole = _composed(folders, config)["train"]
+    assert len(whole) == len(days) - 3
+    for place in range(2, len(days) - 2):
+        end = NOW + days[place] * DAY
+        tables.write(tables.BEHAVIORS, behaviors.filter(pl.col("time") < end), folders.world / "behaviors.parquet")
+        earlier = split.filter((pl.col("time") < end) | (pl.col("role") == "test"))
+        tables.write(tables.SPLIT, earlier, folders.world / "split.parquet")
+        assert _composed(folders, config)["train"] == whole[: place - 1]
+
+
+def test_a_target_has_the_same_prompt_in_training_and_in_a_test_and_in_an_audience(write, config, tmp_path):
+    days = [0, 10, 20, 44, 50, 61, 80, 99, 130, 131, 170]
+    folders = _world(write, days)
+    split = tables.read(tables.SPLIT, folders.world / "split.parquet")
+    train = _composed(folders, config)["train"]
+    parts = ["head", "lead", "behaviors", "tail"]
+    for pair, day in zip(train, days[1:], strict=False):
+        one = split.filter(time=NOW + day * DAY).with_columns(role=pl.lit("test"))
+        tables.write(tables.SPLIT, one, folders.world / "split.parquet")
+        (test,) = _composed(folders, config)["test"]
+        out = tmp_path / f"audience{day}"
+        out.mkdir()
+        compose_audience(config(**SHARED), folders.world, folders.catalog, out=out, as_of=NOW + day * DAY)
+        (prompt,) = tables.read(tables.PROMPTS, out / "prompts-0000000.parquet").to_dicts()
+        assert [prompt[part] for part in parts] == [test[part] for part in parts] == [pair[part] for part in parts]
 
 
 def test_no_behavior_at_or_after_a_target_or_out_of_its_window_is_shown(write, config, monkeypatch):

@@ -24,20 +24,15 @@ def test_buckets_hold_rows_of_like_length():
     assert padded < 1.05 * lengths.sum()
 
 
-def test_batches_go_on_from_any_state_and_start_anew_after_the_last():
+def test_batches_start_at_any_step_whatever_its_parts_and_after_the_last_none_is_left():
     plan = shuffled_plan(10, batch_size=3, epochs=2, seed=1)
-    whole = [rows.tolist() for rows in Batches(plan, lambda rows, whole: rows)]
-    for consumed in range(len(plan) + 1):
-        batches = Batches(plan, lambda rows, whole: rows)
-        batches.load_state_dict({"done": consumed % len(plan)})
-        rest = [rows.tolist() for rows in batches]
-        assert rest == (whole[consumed:] or whole)
-
-
-def test_the_state_inside_a_step_counts_its_batch_as_consumed():
-    batches = Batches(shuffled_plan(4, batch_size=2, epochs=1, seed=0), lambda rows, whole: rows)
-    states = [batches.state_dict()["done"] for _ in batches]
-    assert states == [1, 0]
+    batches = Batches(plan, lambda rows, whole: rows, micro_batches=2)
+    whole = [rows.tolist() for rows in batches]
+    assert len(batches) == len(whole) == 2 * len(plan)
+    for step in range(len(plan) + 1):
+        batches.start_at(step)
+        assert [rows.tolist() for rows in batches] == whole[2 * step :]
+        assert len(batches) == len(whole)
 
 
 def test_an_empty_plan_is_refused():

@@ -56,6 +56,27 @@ def test_a_killed_training_goes_on_to_the_same_weights_and_metrics(
     _check(unbroken, tmp_path, train, killed_at, compute, step=step, where=where, every=every, **settings)
 
 
+@pytest.fixture(scope="module")
+def long(tmp_path_factory, train):
+    out = tmp_path_factory.mktemp("long") / "whole"
+    whole = train(out, **LONG)
+    assert [row["step"] for row in read_metrics(out / "metrics.jsonl") if "train/loss" in row] == [*range(3, 61, 3)]
+    return whole
+
+
+LONG = {"batch_size": 1, "valid_every_steps": 25, "micro_batches": 2}  # 60 steps, of which every third is logged
+
+
+@pytest.mark.parametrize(("step", "where"), [(25, "validation"), (40, "inside"), (50, "step")])
+def test_a_killed_training_that_does_not_log_every_step_goes_on_to_the_same_metrics(
+    tmp_path, train, killed_at, compute, long, step, where
+):
+    settings = LONG | {"compute": replace(compute, checkpoint_every_steps=20)}
+    with pytest.raises(Killed):
+        train(tmp_path / "out", killed_at(step, where), **settings)
+    assert train(tmp_path / "out", **settings) == long
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 5, 50])
 @pytest.mark.parametrize("micro_batches", [1, 2, 3])

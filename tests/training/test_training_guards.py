@@ -121,6 +121,16 @@ def test_a_loss_that_jumps_is_told_once_a_window_and_the_usual_noise_is_not(capl
     assert "lower learning_rate" in caplog.messages[0]
 
 
+def test_noise_that_stays_below_the_loss_of_the_start_is_no_jump_however_small_the_median():
+    guard = Guard(name="line", gradient_clip=None)
+    noise = np.random.default_rng(0).lognormal(0.0, 1.5, 400)  # one in seven is above five medians
+    for step in range(400):
+        guard._compare(float(0.7 * max(0.9**step, 1e-3 * noise[step])), step)
+        assert guard.jump is None
+    guard._compare(0.8, 400)
+    assert guard.jump > 100
+
+
 def test_losses_that_are_zero_or_negative_are_no_jump():
     guard = Guard(name="line", gradient_clip=None)
     for step in range(2 * FEWEST):

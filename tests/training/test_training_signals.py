@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from leadre.training.checkpoint import newest, read
+from leadre.training.checkpoint import AtomicCheckpointIO, newest, read
 from leadre.training.signals import Signals
 
 ROOT = Path(__file__).parent.parent.parent
@@ -74,9 +74,67 @@ def test_a_signal_in_a_validation_ends_at_once_at_the_step_that_is_saved(tmp_pat
     assert train(tmp_path / "out", **settings) == whole
 
 
+@pytest.mark.parametrize("step", [5, 12])  # a validation would follow, in the training and at its end
+def test_a_signal_while_a_step_is_saved_is_heard_before_anything_follows(
+    tmp_path, train, line, compute, monkeypatch, caplog, step
+):
+    settings = {"compute": replace(compute, checkpoint_every_steps=50)}
+    whole = train(tmp_path / "whole", **settings)
+    real = AtomicCheckpointIO.save_checkpoint
+
+    def save(self, content, path, storage_options=None):
+        real(self, content, path)
+        if content["global_step"] == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    module = line()
+    validated = []
+    module.on_validation_start = lambda: validated.append(module.global_step)
+    with monkeypatch.context() as patched:
+        patched.setattr(AtomicCheckpointIO, "save_checkpoint", save)
+        with pytest.raises(SystemExit) as ended:
+            train(tmp_path / "out", module, **settings)
+    assert ended.value.code == 143
+    assert step not in validated
+    assert f"line: ends at step {step}, saved, by SIGTERM: run again to go on" in caplog.messages
+    assert read(newest(tmp_path / "out" / "checkpoints"))["global_step"] == step
+    assert train(tmp_path / "out", **settings) == whole
+
+
+def test_in_a_slurm_job_its_warning_is_heard_as_sigterm_is_and_lightning_requeues_nothing(
+    tmp_path, train, line, compute, monkeypatch
+):
+    settings = {"compute": replace(compute, checkpoint_every_steps=50)}
+    whole = train(tmp_path / "whole", **settings)
+    job = {"NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_ID": "12345", "JOB_NAME": "train"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    before = signal.getsignal(signal.SIGUSR1)
+    module = line(poison=_at(7, signal.SIGUSR1))
+    handlers = []
+    module.on_train_batch_start = lambda *_: handlers.append(signal.getsignal(signal.SIGUSR1))
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path / "out", module, **settings)
+    assert ended.value.code == 128 + signal.SIGUSR1
+    assert {handler.__func__ for handler in handlers} == {Signals._hear}
+    assert signal.getsignal(signal.SIGUSR1) is before
+    assert not list((tmp_path / "out").glob("hpc_ckpt*"))
+    assert read(newest(tmp_path / "out" / "checkpoints"))["global_step"] == 7
+    assert train(tmp_path / "out", **settings) == whole
+
+
+def test_a_handler_that_is_not_pythons_costs_no_training(monkeypatch):
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(signal, "getsignal", lambda signum: None)  # as of one that a library installed in C
+    with Signals("line").heard():
+        pass
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
 def test_outside_of_steps_a_signal_ends_at_once_and_is_given_back_afterwards():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as ended, Signals().heard():
+    with pytest.raises(SystemExit) as ended, Signals("line").heard():
         signal.raise_signal(signal.SIGTERM)
     assert ended.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before

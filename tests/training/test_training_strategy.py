@@ -104,7 +104,7 @@ def _train(out: Path, compute: ComputeConfig, *, micro_batches=1, precision="32-
     module = _Learner()
     batches = Batches(PLAN, _batch, micro_batches=micro_batches)
     if resume is not None:
-        batches.load_state_dict({"done": 3 * micro_batches})
+        batches.start_at(3)
     strategy = strategy_of(compute, module)
     trainer = Trainer(
         accelerator="cpu",
