@@ -58,7 +58,7 @@ class Pairs(NamedTuple):
 
 def prompt_lengths(count: int, *, middle: float, cap: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Lengths of prompts: log-normal, as those of users are (many are short, some fill the budget)."""
-    drawn: NDArray[np.int64] = np.clip(rng.lognormal(np.log(middle), 0.75, count), 8, cap).astype(np.int64)
+    drawn: NDArray[np.int64] = np.clip(rng.lognormal(np.log(middle), 0.6, count), 8, cap).astype(np.int64)
     return drawn
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from leadre.lm.encode import HISTORY_AD, RESPONSE
 from leadre.lm.rows import Rows
-from leadre.sft.trees import Groups, Tree, tree
+from leadre.sft.trees import Groups, Tree, packed, tree
 from leadre.training.batches import bucketed_plan
 
 
@@ -71,7 +71,8 @@ def _share_of(num_rows: int, epochs_a_turn: float, turn: int, *, seed: list[int]
 class Batch(NamedTuple):
     """A padded batch with its learned tokens.
 
-    A row of the batch is a row of the data, or a tree of several that begin alike (`leadre.sft.trees`).
+    A row of the batch is a row of the data, a tree of several that begin alike, or several of these side by side
+    (`leadre.sft.trees`).
 
     Attributes:
         ids: ``(B, T)`` tokens, right-padded with 0: under causal attention no token sees the padding.
@@ -80,8 +81,8 @@ class Batch(NamedTuple):
         before: ``(P,)`` where the token before it stands, from which it is predicted.
         weights: ``(P,)`` float32: in how many rows of the data it is learned; 0 where a batch only keeps a rank busy.
         total: Learned tokens of the whole optimizer step, over all ranks and micro-batches.
-        positions: ``(B, T)`` position of each token in its own row of the data; None where no row is a tree.
-        ends: ``(B, T)`` the first place behind each token that does not go on from it; None where no row is a tree.
+        positions: ``(B, T)`` position of each token in its own row of the data; None where each row is one of the data.
+        ends: ``(B, T)`` the first place behind each token that does not go on from it; None likewise.
     """
 
     ids: Tensor
@@ -103,7 +104,7 @@ def collate(
     *,
     loss_on: str,
 ) -> Batch:
-    """Pad the chosen groups and mark the tokens that are learned.
+    """Pack the chosen groups, pad what is left, and mark the tokens that are learned.
 
     Args:
         rows: All rows.
@@ -114,8 +115,8 @@ def collate(
         loss_on: ``response``, or ``history_and_response`` to learn every S-ID in the prompt too.
     """
     shown = which if len(which) else whole[:1]
-    trees = [_tree(rows, groups[group], groups[group + 1], loss_on) for group in shown]
-    is_tree = any(groups[group + 1] - groups[group] > 1 for group in shown)
+    trees = packed([_tree(rows, groups[group], groups[group + 1], loss_on) for group in shown])
+    masked = len(trees) < len(shown) or any(groups[group + 1] - groups[group] > 1 for group in shown)
     width = max(len(tree.ids) for tree in trees)
     at_row, at_place = np.stack([_padded(tree.counts, width, 0) for tree in trees]).nonzero()
     weights = np.concatenate([tree.counts[tree.counts > 0] for tree in trees]).astype(np.float32)
@@ -127,8 +128,8 @@ def collate(
         before=torch.from_numpy(parents[at_row, at_place]),
         weights=torch.from_numpy(weights if len(which) else np.zeros_like(weights)),
         total=float(max(learned[whole].sum(), 1)),
-        positions=torch.from_numpy(np.stack([_padded(t.positions, width, 0) for t in trees])) if is_tree else None,
-        ends=torch.from_numpy(np.stack([_padded(t.ends, width, width) for t in trees])) if is_tree else None,
+        positions=torch.from_numpy(np.stack([_padded(t.positions, width, 0) for t in trees])) if masked else None,
+        ends=torch.from_numpy(np.stack([_padded(t.ends, width, width) for t in trees])) if masked else None,
     )
 
 

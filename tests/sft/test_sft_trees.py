@@ -8,7 +8,7 @@ from transformers import HunYuanDenseV1Config, HunYuanDenseV1ForCausalLM
 from leadre.lm.rows import Rows
 from leadre.sft.batches import collate, num_learned
 from leadre.sft.module import learned_logprobs
-from leadre.sft.trees import alike, alone, attention_mask, common_prefix, tree
+from leadre.sft.trees import alike, alone, attention_mask, common_prefix, packed, side_by_side, tree
 
 lists_of_tokens = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=6)
 
@@ -116,3 +116,45 @@ def test_a_tree_has_the_loss_and_the_gradient_of_its_rows(loss_on):
     assert results["tree"][1] == pytest.approx(results["plain"][1], rel=1e-6)
     for one, two in zip(results["tree"][2], results["plain"][2], strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12))
+def test_packed_lines_hold_every_tree_once_and_are_no_longer_than_the_longest(lengths):
+    texts = [np.full(length, n, dtype=np.int32) for n, length in enumerate(lengths)]
+    trees = [tree([text], [np.ones(len(text), dtype=bool)]) for text in texts]
+    lines = packed(trees)
+    assert max(len(line.ids) for line in lines) == max(lengths)
+    assert sorted(np.concatenate([line.ids for line in lines])) == sorted(np.concatenate([one.ids for one in trees]))
+    for line in lines:
+        seen = attention_mask(torch.from_numpy(line.ends)[None], dtype=torch.float32)[0, 0] == 0
+        apart = torch.from_numpy(line.ids[:, None] != line.ids[None, :])
+        assert not (seen & apart).any()  # no token sees another tree's
+        assert (seen.sum(1).numpy() == line.positions + 1).all()
+
+
+def test_rows_of_unlike_lengths_are_packed_with_the_loss_and_gradient_of_separate_rows():
+    rng = np.random.default_rng(1)
+    rows = _rows([rng.integers(0, 12, length).tolist() for length in (30, 12, 9, 8, 5, 3)], seed=2)
+    groups = np.arange(7)
+    learned = num_learned(rows, groups, loss_on="history_and_response")
+    everything = np.arange(6)
+    losses, gradients = [], []
+    for parts in ([everything], [np.array([n]) for n in range(6)]):
+        model, total = _model(), 0.0
+        for which in parts:
+            batch = collate(rows, groups, learned, which, everything, loss_on="history_and_response")
+            loss = -(batch.weights * learned_logprobs(model, batch)).sum() / batch.total
+            loss.backward()
+            total += loss.item()
+        losses.append(total)
+        gradients.append([weight.grad for weight in model.parameters()])
+    assert collate(rows, groups, learned, everything, everything, loss_on="response").ids.shape == (3, 30)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_of_like_length_stay_apart():
+    trees = [tree([np.zeros(9, dtype=np.int32)], [np.ones(9, dtype=bool)])] * 4
+    assert len(packed(trees)) == 4
+    assert len(side_by_side(trees).ids) == 36
