@@ -178,7 +178,8 @@ def run_study(study: Study, arguments: Sequence[str]) -> None:
     if not found.scores:
         sys.exit("No row could be run:\n" + "\n".join(found.not_run.values()))
     folder = Path("outputs") / study.name / datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
-    console = Console(width=None if sys.stdout.isatty() else 140 + 18 * len(study.measures))
+    wide = 80 + 18 * len(study.measures) + 60 * len(study.compared)
+    console = Console(width=None if sys.stdout.isatty() else wide)
     grid = study_grid(study, found)
     console.print(rich_table(grid, title=study.title))
     for note in notes(study, found):
