@@ -12,7 +12,7 @@ help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .PHONY: quickstart
-quickstart: $(STAMP)  ## the whole main job on the embedded synthetic world (four to six minutes on two cores)
+quickstart: $(STAMP)  ## the whole main job on the embedded synthetic world (five to six minutes on two cores)
 	$(BIN)/python train.py
 
 .PHONY: test

@@ -70,6 +70,22 @@ def test_all_faults_are_told_at_once_each_by_its_key():
     ]
 
 
+def test_a_curriculum_names_a_stage_and_a_stage_may_stand_twice():
+    assert _faults("sft.stages=[]") == [
+        "sft.stages: Tuple should have at least 1 item after validation, not 0 (got [])"
+    ]
+    assert _faults("sft.stages=[{}]")[0].startswith("sft.stages.0: Dictionary should have at least 1 item")
+    check(["sft.stages=[{main: 1},{main: 1}]"])
+
+
+@pytest.mark.parametrize("order", ["ex_im_main", "ex_main_im", "im_ex_main", "im_main_ex", "main_ex_im", "main_im_ex"])
+def test_the_six_orders_have_the_same_tasks_and_epochs_and_so_equal_budgets(order):
+    tasks = [task for stage in _load(f"sft={order}").sft.stages for task in stage.items()]
+    assert sorted(tasks) == [("explicit", 8.0), ("implicit", 1.0), ("main", 5.0)]
+    names = {"ex": "explicit", "im": "implicit", "main": "main"}
+    assert [task for task, _ in tasks] == [names[part] for part in order.split("_")]
+
+
 @pytest.mark.parametrize(
     ("value", "told"),
     [("'3'", "got 3"), ("true", "got true"), ("3.0", "got 3.0"), ("null", "got null")],
