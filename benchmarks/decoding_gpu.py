@@ -77,8 +77,7 @@ def _on_a_gpu(
     from leadre.decoding.kernels import FUSED
 
     if not torch.cuda.is_available():
-        for name, relation, goal in told:
-            yield Figure(name, None, relation, goal, "there is no CUDA GPU here")
+        yield from gpu.not_run(*told)
         return
     device = torch.device("cuda", torch.cuda.current_device())
     yield Figure("Triton is installed", float(FUSED), ">=", 1, gpu.machine(device))

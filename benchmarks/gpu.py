@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from transformers import (
 
 from benchmarks.beam_peers import Prompts
 from benchmarks.beam_peers import prompts as texts
+from benchmarks.measure import Figure
 from leadre.catalog.trie import Trie, build
 from leadre.decoding.beam_search import Beams
 from leadre.decoding.static_search import StaticSearch
@@ -84,6 +85,11 @@ FULL = Scale(
     wide_beams=256,
     repeats=10,
 )
+
+
+def not_run(*told: tuple[str, Literal["<=", ">="], float]) -> list[Figure]:
+    """Figures with a goal, as a machine without a GPU tells them."""
+    return [Figure(name, None, relation, goal, "there is no CUDA GPU here") for name, relation, goal in told]
 
 
 def model_of(kind: str, sizes: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

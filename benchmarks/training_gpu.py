@@ -46,8 +46,7 @@ def _on_a_gpu(
     from benchmarks import gpu
 
     if not torch.cuda.is_available():
-        for name, relation, goal in told:
-            yield Figure(name, None, relation, goal, "there is no CUDA GPU here")
+        yield from gpu.not_run(*told)
         return
     device = torch.device("cuda", torch.cuda.current_device())
     yield from measure(gpu.FULL.llama, ROWS, 2 if setting.quick else 8, device)

@@ -4,12 +4,11 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
@@ -23,8 +22,10 @@ from leadre.alignment.validation import Ecpms, Sample, measure, sample
 from leadre.catalog import trie
 from leadre.decoding.beam_search import sid_tokens
 from leadre.lm.logprob import TrieSupport
-from leadre.lm.model import AdLM, load, save
+from leadre.lm.model import AdLM, load_to_train, save
 from leadre.ltr import known, ranker
+from leadre.ltr.known import Known
+from leadre.ltr.ranker import Ranker
 from leadre.training.batches import Batches, bucketed_plan, micro_batches_of
 from leadre.training.config import ComputeConfig, LoggerConfig
 from leadre.training.device import set_up_device
@@ -71,9 +72,7 @@ def align(
     Raises:
         ValueError: If the inputs do not belong together, or the chosen ads become too unlikely.
     """
-    lm = load(model)
-    # The optimizer's small steps would be rounded away in bfloat16 weights, unless that is asked for.
-    lm.model.to(torch.bfloat16 if config.tuning.precision == "bf16-true" else torch.float32)  # type: ignore[arg-type]
+    lm = load_to_train(model, config.tuning.precision)
     sids = tables.read(tables.SIDS, catalog / "sids.parquet")
     levels = json.loads((catalog / "tokens.json").read_text())["levels"]
     codes = TrieSupport(trie.load(catalog / "trie.safetensors"), sid_tokens(lm.sid_offsets, levels))
@@ -144,8 +143,8 @@ def _train(
     compute: ComputeConfig,
     logger: LoggerConfig,
 ) -> None:
-    tuning, devices = config.tuning, compute.devices * compute.num_nodes
-    micro_batches = micro_batches_of(tuning.batch_size, tuning.micro_batch_size, devices=devices)
+    tuning = config.tuning
+    micro_batches = micro_batches_of(tuning.batch_size, tuning.micro_batch_size, devices=compute.processes)
     fit(
         module,
         Batches(plan, rows.batch, micro_batches=micro_batches),
@@ -182,8 +181,12 @@ def _sample(world: Path, pairs: Path, tokens: Path, ltr: Path, sids: pl.DataFram
 
 
 def _ecpms(ltr: Path, world: Path) -> Ecpms:
-    frozen, behaviors = ranker.load(ltr), known.read(world)  # once for all validations
-    return lambda users, ads: ranker.estimate(frozen, behaviors, users, ads).ecpm
+    @cache
+    def read() -> tuple[Ranker, Known]:
+        """Once for all validations, and not at all without any."""
+        return ranker.load(ltr), known.read(world)
+
+    return lambda users, ads: ranker.estimate(*read(), users, ads).ecpm
 
 
 def _module(

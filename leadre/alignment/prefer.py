@@ -40,8 +40,6 @@ _ESTIMATES = {"user_id": pl.String(), "ad_id": pl.String(), "click": pl.Float64(
 
 Beam = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 """Rows of the tokens file ``(N,)``; out come rows of the catalog ``(N, W)``, best first, -1 where there is no ad."""
-
-
 Estimate = Callable[[pl.DataFrame, Sequence[str]], Estimates]
 """Targets with user_id and time, and ads; features are of the time strictly before each target's."""
 

@@ -52,6 +52,13 @@ def load(folder: Path) -> AdLM:
     return lm
 
 
+def load_to_train(folder: Path, precision: str) -> AdLM:
+    """`load`, with weights in float32 unless the precision is ``bf16-true``: small steps would be rounded away."""
+    lm = load(folder)
+    lm.model.to(torch.bfloat16 if precision == "bf16-true" else torch.float32)  # type: ignore[arg-type]
+    return lm
+
+
 def _plain_generation() -> GenerationConfig:
     return GenerationConfig()  # type: ignore[no-untyped-call]  # Transformers leaves its __init__ untyped
 

@@ -108,13 +108,10 @@ def learned_logprobs(model: PreTrainedModel, batch: Batch) -> Tensor:
 
     The head is applied at these tokens alone.
     """
-    if batch.ends is None:
-        hidden = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state  # (B, T, D)
-    else:
-        hidden = model.base_model(
-            input_ids=batch.ids,
-            position_ids=batch.positions,
-            attention_mask=attention_mask(batch.ends, dtype=model.dtype),
-            use_cache=False,
-        ).last_hidden_state
+    hidden = model.base_model(
+        input_ids=batch.ids,
+        position_ids=batch.positions,
+        attention_mask=None if batch.ends is None else attention_mask(batch.ends, dtype=model.dtype),
+        use_cache=False,
+    ).last_hidden_state  # (B, T, D)
     return head_logprobs(model, hidden[batch.rows, batch.before], batch.ids[batch.rows, batch.places])

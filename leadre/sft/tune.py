@@ -16,7 +16,7 @@ from torch import Tensor
 
 from leadre.catalog import trie
 from leadre.decoding.beam_search import sid_tokens
-from leadre.lm.model import AdLM, load, save
+from leadre.lm.model import AdLM, load_to_train, save
 from leadre.lm.rows import Rows, concatenate, left_padded, prompts_of, read_rows
 from leadre.sft.batches import Batch, collate, mixed_plan, num_learned
 from leadre.sft.config import Stage, Tuning
@@ -57,9 +57,9 @@ def tune(
     torch.manual_seed(tuning.seed)  # the start of LoRA's adapters
     lm, adapted = _loaded(model, tuning, compile=compute.compile)
     tasks = {str(task): epochs for task, epochs in sorted(config.tasks.items())}  # the key knows no order either
-    devices = compute.devices * compute.num_nodes
-    micro_batches = micro_batches_of(tuning.batch_size, tuning.micro_batch_size, devices=devices)
-    curriculum = _curriculum(tokens, tasks, tuning, most=math.ceil(tuning.batch_size / (micro_batches * devices)))
+    micro_batches = micro_batches_of(tuning.batch_size, tuning.micro_batch_size, devices=compute.processes)
+    parts = micro_batches * compute.processes
+    curriculum = _curriculum(tokens, tasks, tuning, most=math.ceil(tuning.batch_size / parts))
     valid = _valid_batches(tokens / "main.valid.safetensors", tuning)
     fit(
         _module(lm, catalog, tuning),
@@ -84,9 +84,7 @@ def tune(
 
 def _loaded(folder: Path, tuning: Tuning, *, compile: bool) -> tuple[AdLM, PeftModel | None]:
     """The model, ready to be trained, and its adapters where there are some."""
-    lm = load(folder)
-    # The optimizer's small steps would be rounded away in bfloat16 weights, unless that is asked for.
-    lm.model.to(torch.bfloat16 if tuning.precision == "bf16-true" else torch.float32)  # type: ignore[arg-type]
+    lm = load_to_train(folder, tuning.precision)
     if tuning.activation_checkpointing:
         cast(Any, lm.model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if compile:

@@ -23,6 +23,11 @@ class ComputeConfig:
     checkpoint_every_steps: Annotated[int, Field(ge=1)]
     progress: bool
 
+    @property
+    def processes(self) -> int:
+        """How many processes train together, one a device."""
+        return self.devices * self.num_nodes
+
     @model_validator(mode="after")
     def _compiled_weights_stay_whole(self) -> Self:
         if self.compile and self.strategy == "fsdp":

@@ -22,12 +22,11 @@ def strategy_of(compute: ComputeConfig, module: LightningModule) -> str | Strate
     ``fsdp`` is for modules that share their weights out in ``configure_model``, see `shard`; the others, the small
     networks, take ``ddp``. Lightning's own ``FSDPStrategy`` is the older FSDP1, and runs on GPUs alone.
     """
-    processes = compute.devices * compute.num_nodes
-    if compute.strategy == "auto" or processes == 1:
+    if compute.strategy == "auto" or compute.processes == 1:
         return "auto"
     if compute.strategy == "fsdp" and is_overridden("configure_model", module):
         return ModelParallelStrategy(
-            data_parallel_size=processes,
+            data_parallel_size=compute.processes,
             tensor_parallel_size=1,
             save_distributed_checkpoint=False,  # one whole file, as without it
         )
