@@ -14,6 +14,16 @@ from leadre.artifacts import Result, fingerprint, origins
 from leadre.config import SEVERAL
 from leadre.prompts.config import PromptsConfig
 
+TRAINING_ALONE = (
+    "reuse_seed",
+    "template_seed",
+    "profile_seed",
+    "next_n_control",
+    "content_control",
+    "summary_control",
+    "description_control",
+)
+"""Settings of prompts that today's users have no part in: draws for training, and controls of studies."""
 log = logging.getLogger(__name__)
 
 
@@ -56,7 +66,7 @@ def prompts_of(pairs: Result) -> PromptsConfig:
     What chooses targets and responses, of which an audience has none, is neutral: it moves no key. So is augmentation,
     which is for training alone.
     """
-    neutral: dict[str, Any] = dict.fromkeys(("reuse_seed", "template_seed", "profile_seed", "next_n_control"))
+    neutral: dict[str, Any] = dict.fromkeys(TRAINING_ALONE)
     return dataclasses.replace(_settings_of(pairs), reuse_every=1, next_n=1, **neutral)
 
 

@@ -60,7 +60,7 @@ def users_frame(users: Users, config: UsersConfig, seed: int) -> pl.DataFrame:
     for field, (name, values) in enumerate(words.PROFILE.items()):
         texts = np.array(list(values), dtype=object)[users.profile[:, field]]
         texts[missing[:, field]] = None
-        columns[name] = pl.Series(texts, dtype=pl.String)
+        columns[name] = pl.Series(texts.tolist(), dtype=pl.String)  # Polars refuses an array that begins with None
     return pl.DataFrame(columns)
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from leadre import tables
 from leadre.prompts import components, tasks
 from leadre.prompts.config import PromptsConfig
+from leadre.prompts.controls import descriptions_of_another, of_another_user
 from leadre.prompts.draws import draws
 from leadre.prompts.following import following, shuffled
 from leadre.prompts.history import any_seen
@@ -119,6 +120,8 @@ def _write_explicit(
     world: Path, catalog: Path, templates: Sequence[Template], config: PromptsConfig, *, out: Path
 ) -> None:
     ads = tables.read(tables.ADS, world / "ads.parquet")
+    if config.description_control is not None:
+        ads = descriptions_of_another(ads, seed=config.description_control)
     asked = _described(tables.read(tables.SIDS, catalog / "sids.parquet"), ads)
     drawn = drawn_templates(asked.select("ad_id"), templates=len(templates), seed=config.template_seed)
     asked = asked.with_columns(template=pl.Series(drawn))
@@ -129,6 +132,8 @@ def _write_explicit(
 def _sources(world: Path, catalog: Path, config: PromptsConfig) -> _World:
     known = items_of(world, catalog, config)
     behaviors = tables.read(tables.BEHAVIORS, world / "behaviors.parquet")
+    if config.content_control is not None:
+        behaviors = of_another_user(behaviors, domain="content", seed=config.content_control)
     behaviors = behaviors.sort("user_id", "time", maintain_order=True)
     if behaviors.is_empty():
         raise ValueError(

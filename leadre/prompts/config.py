@@ -41,6 +41,10 @@ class PromptsConfig:
         next_n: Ads in a response of the task next_n: the target and those that follow it; 1 makes no such pairs.
         next_n_control: A seed also makes the task next_n_control, where following ads are those of other users; null
             does not.
+        content_control: A seed gives each user another user's behaviors in the content domain, in all splits; null
+            leaves them. This control and the next two are for studies: see `leadre.prompts.controls`.
+        summary_control: A seed exchanges the names that each user's summary counts; null leaves them.
+        description_control: A seed gives each ad another ad's description in the alignment tasks; null leaves them.
     """
 
     profile: bool
@@ -64,6 +68,9 @@ class PromptsConfig:
     profile_seed: Seed | None
     next_n: Annotated[int, Field(ge=1)]
     next_n_control: Seed | None
+    content_control: Seed | None
+    summary_control: Seed | None
+    description_control: Seed | None
 
     @model_validator(mode="after")
     def _a_control_has_something_to_control(self) -> Self:
@@ -72,6 +79,16 @@ class PromptsConfig:
                 f"next_n_control is {self.next_n_control}, but next_n is 1, so there are no following ads to shuffle: "
                 "set prompts.next_n above 1, or prompts.next_n_control to null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_control_has_a_component(self) -> Self:
+        for name, shown in (("content_control", "content_behaviors"), ("summary_control", "summary")):
+            if getattr(self, name) is not None and not getattr(self, shown):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but {shown} is false, so there is nothing to exchange: set "
+                    f"prompts.{shown}=true, or prompts.{name} to null"
+                )
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from leadre import tables
 from leadre.data.split import DAY
 from leadre.prompts import components
 from leadre.prompts.config import PromptsConfig
+from leadre.prompts.controls import descriptions_of_another, names_of_another
 from leadre.prompts.history import frequent, newest
 from leadre.prompts.items import items
 from leadre.prompts.segments import column
@@ -33,8 +34,11 @@ class Known(NamedTuple):
 
 def items_of(world: Path, catalog: Path, config: PromptsConfig) -> pl.DataFrame:
     """Every item of a world as text."""
+    ads = tables.read(tables.ADS, world / "ads.parquet")
+    if config.description_control is not None:
+        ads = descriptions_of_another(ads, seed=config.description_control)
     return items(
-        tables.read(tables.ADS, world / "ads.parquet"),
+        ads,
         tables.read(tables.CONTENTS, world / "contents.parquet"),
         catalog=set(tables.read(tables.SIDS, catalog / "sids.parquet")["ad_id"]),
         content_title=config.content_title,
@@ -165,6 +169,8 @@ def _summaries(targets: pl.DataFrame, known: Known, wording: Wording, config: Pr
         named = feedback.join(known.items, on=["domain", "item_id"], how="left")
         for by in config.summary_by:
             names = named.select("user_id", "time", name=by)
+            if config.summary_control is not None:
+                names = names_of_another(names, known.items[by], seed=config.summary_control)
             counts = frequent(names, targets, most=config.summary_categories)
             told.append(components.interest_summary(counts, openings[by], wording))
     return told

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from leadre.catalog.trie import Trie
@@ -35,6 +36,7 @@ class Tuner(LightningModule):
         weight_decay: On matrices alone.
         beam_width: Of the validation lists.
         ks: Cut-offs of the logged ``valid/hr@k`` and ``valid/ndcg@k``.
+        frozen: Tokens whose embeddings stay as they are, weight decay included.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Tuner(LightningModule):
         weight_decay: float,
         beam_width: int,
         ks: Sequence[int],
+        frozen: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.model = model
@@ -63,6 +66,8 @@ class Tuner(LightningModule):
         )
         self.beam_width = beam_width
         self.retrieval = Retrieval(ks=tuple(ks))
+        self.frozen = list(frozen)
+        self.held = embeddings(model)[self.frozen].detach().clone()
         self.losses: list[Tensor] = []  # of the micro-batches of the step under way
 
     def configure_model(self) -> None:
@@ -78,6 +83,14 @@ class Tuner(LightningModule):
             self.losses.clear()
         # Lightning divides by the micro-batches and takes the mean over the ranks; the share wants the sum of both.
         return loss * self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # Lightning's own signature is long
+        """One step of the optimizer, after which frozen tokens are what they were."""
+        super().optimizer_step(*args, **kwargs)
+        if self.frozen:
+            with torch.no_grad():
+                weight = embeddings(self.model)
+                weight[self.frozen] = self.held.to(weight)
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor]) -> None:
         """Decode constrained lists for some users: ``(ids (B, T) left-padded, mask (B, T), targets (B,))``."""
@@ -101,6 +114,11 @@ class Tuner(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with a linear warm-up and a cosine to the minimum rate."""
         return self.optimizer_of(self.model.parameters(), num_steps=int(self.trainer.estimated_stepping_batches))
+
+
+def embeddings(model: PreTrainedModel) -> Tensor:
+    """The model's token embeddings, ``(V, D)``."""
+    return cast(nn.Embedding, model.get_input_embeddings()).weight
 
 
 def learned_logprobs(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -51,11 +51,14 @@ def tune(
     task are validated: their first ad is what all tasks of users ask for.
 
     Raises:
-        ValueError: If there are no pairs of a task.
+        ValueError: If there are no pairs of a task, or if tokens are to be frozen and there are none, or weights are
+            shared out over devices.
     """
     tuning = config.tuning
     torch.manual_seed(tuning.seed)  # the start of LoRA's adapters
     lm, adapted = _loaded(model, tuning, compile=compute.compile)
+    if tuning.freeze_soft_tokens:
+        _check_frozen(lm, compute)
     tasks = {str(task): epochs for task, epochs in sorted(config.tasks.items())}  # the key knows no order either
     micro_batches = micro_batches_of(tuning.batch_size, tuning.micro_batch_size, devices=compute.processes)
     parts = micro_batches * compute.processes
@@ -92,7 +95,9 @@ def _loaded(folder: Path, tuning: Tuning, *, compile: bool) -> tuple[AdLM, PeftM
     lora = tuning.lora
     if lora is None:
         return lm, None
-    return lm, adapt(lm, rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
+    return lm, adapt(
+        lm, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, soft_tokens=not tuning.freeze_soft_tokens
+    )
 
 
 def _module(lm: AdLM, catalog: Path, tuning: Tuning) -> Tuner:
@@ -107,7 +112,21 @@ def _module(lm: AdLM, catalog: Path, tuning: Tuning) -> Tuner:
         weight_decay=tuning.weight_decay,
         beam_width=tuning.valid_beam_width,
         ks=[k for k in VALID_KS if k <= tuning.valid_beam_width],
+        frozen=lm.soft_ids if tuning.freeze_soft_tokens and tuning.lora is None else (),
     )
+
+
+def _check_frozen(lm: AdLM, compute: ComputeConfig) -> None:
+    if not lm.soft_ids:
+        raise ValueError(
+            "sft.tuning.freeze_soft_tokens is true, but the model has no learnable token: set prompts.soft_tokens "
+            "above 0"
+        )
+    if compute.strategy == "fsdp":
+        raise ValueError(
+            "sft.tuning.freeze_soft_tokens is true and compute.strategy is 'fsdp', which leaves no device with whole "
+            "rows to hold still: use compute.strategy=ddp"
+        )
 
 
 class _Curriculum(NamedTuple):

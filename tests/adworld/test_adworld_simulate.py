@@ -205,3 +205,9 @@ def test_a_world_without_anybody_to_test_has_an_empty_oracle(world_config, tmp_p
     world = simulate(world_config("days=1", "users.num_users=1"), 0)
     assert world.oracle.is_empty()
     tables.write(tables.LISTS, world.oracle, tmp_path / "oracle.parquet")
+
+
+def test_a_world_whose_first_user_has_an_unknown_profile_field_is_made_like_any_other(world_config):
+    users = world_config().users
+    first = [users_frame(draw_users(users, 4, seed), users, seed).row(0) for seed in range(12)]
+    assert any(None in fields for fields in first)

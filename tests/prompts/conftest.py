@@ -53,6 +53,9 @@ def config():
             "profile_seed": None,
             "next_n": 1,
             "next_n_control": None,
+            "content_control": None,
+            "summary_control": None,
+            "description_control": None,
         }
         return PromptsConfig(**(values | changes))
 

@@ -45,6 +45,7 @@ STAGE = Stage(
         gradient_clip=0.5,
         precision="32-true",
         lora=None,
+        freeze_soft_tokens=False,
         validations=3,
         valid_users=8,
         valid_beam_width=4,

@@ -33,6 +33,7 @@ TUNING = Tuning(
     gradient_clip=1.0,
     precision="32-true",
     lora=None,
+    freeze_soft_tokens=False,
     validations=2,
     valid_users=8,
     valid_beam_width=4,
@@ -251,3 +252,29 @@ def test_no_device_reads_more_rows_at_once_than_asked_where_histories_are_shared
     groups = curriculum.collate.args[1]
     assert np.diff(groups).max() <= 2
     assert sum(len(which) for which in curriculum.plan) < curriculum.rows == 40  # some rows share a tree
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2, alpha=4.0, targets=("q_proj",))])
+def test_a_frozen_learnable_token_stays_as_it_was_drawn_whatever_else_is_learned(
+    tmp_path, folders, compute, logger, lora
+):
+    before = load(folders[0]).model.get_input_embeddings().weight.detach().clone()
+    changes = {"lora": lora, "weight_decay": 0.5}
+    learned, frozen = (
+        _tune(folders, tmp_path / str(freeze), compute, logger, freeze_soft_tokens=freeze, **changes)[
+            "model.embed_tokens.weight"
+        ]
+        for freeze in (False, True)
+    )
+    assert torch.equal(frozen[5], before[5])
+    assert not torch.equal(learned[5], before[5])
+    assert not torch.equal(frozen[6:], before[6:])
+
+
+def test_tokens_cannot_be_frozen_where_there_are_none_or_weights_are_shared_out(tmp_path, folders, compute, logger):
+    with pytest.raises(ValueError, match=r"freeze_soft_tokens is true and compute\.strategy is 'fsdp'.*strategy=ddp"):
+        _tune(folders, tmp_path / "out", replace(compute, strategy="fsdp"), logger, freeze_soft_tokens=True)
+    about = json.loads((folders[0] / "leadre.json").read_text())
+    (folders[0] / "leadre.json").write_text(json.dumps(about | {"soft_ids": []}))
+    with pytest.raises(ValueError, match=r"has no learnable token: set prompts\.soft_tokens above 0"):
+        _tune(folders, tmp_path / "out", compute, logger, freeze_soft_tokens=True)
