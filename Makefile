@@ -29,7 +29,7 @@ lint: $(STAMP)  ## ruff on the whole tree, mypy --strict on what runs
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict leadre experiments benchmarks train.py evaluate.py index.py generate.py
 
-BENCHMARKS := indexing trie decoding training decoding_gpu training_gpu
+BENCHMARKS := indexing trie decoding training metrics decoding_gpu training_gpu
 
 .PHONY: bench
 bench: $(STAMP)  ## speeds of indexing, decoding and training against their goals, one module after another, all of them

@@ -3,6 +3,7 @@
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from leadre.training.config import ComputeConfig, FileLogs
 from leadre.training.fit import fit
 
 ADS = 1000
-OPTIMIZER = {"learning_rate": 1e-4, "min_learning_rate": 0.0, "warmup_share": 0.0, "weight_decay": 0.0}
+OPTIMIZER: dict[str, Any] = {"learning_rate": 1e-4, "min_learning_rate": 0.0, "warmup_share": 0.0, "weight_decay": 0.0}
 MACHINE = ComputeConfig(
     accelerator="cpu",
     devices=1,

@@ -15,7 +15,8 @@ import csv
 import sys
 from functools import cache
 
-from experiments.study import Row, Study, run_study
+from experiments.run import run_study
+from experiments.study import Claim, Row, Study
 from leadre.artifacts import Result, origins
 
 
@@ -35,22 +36,34 @@ RATE = ("alignment.tuning.learning_rate=1e-4", "alignment.tuning.min_learning_ra
 DPO and its control both move and lose about a tenth of HR@8; at the default of 2e-5 little is learned."""
 DPO = ("alignment=dpo", *RATE)
 
+CHOSEN, NONE, COIN = "SFT on chosen", "no alignment", "DPO, order by a coin"
+
 STUDY = Study(
     name="alignment_value",
     title="Alignment with business value",
+    question="Do preference pairs teach business value beyond what the likelihood of the chosen ads alone does, and at "
+    "what cost in hits? The paper compares DPO with RRHF and with no alignment, not with that control.",
     columns=("HR@8", "LTRR@8", "Value@8", "Diversity@8"),
     rows=(
-        Row("SFT on chosen", ("alignment=sft_on_chosen", *RATE)),
+        Row(CHOSEN, ("alignment=sft_on_chosen", *RATE)),
         Row("DPO", DPO),
         Row("DPO, a fifth of the SFT term", (*DPO, "alignment.sft_weight=0.02")),
         Row("DPO without SFT", ("alignment=dpo_without_sft", *RATE)),
         Row("S-DPO", ("alignment=sdpo", *RATE)),
         Row("RRHF", ("alignment=rrhf", *RATE)),
-        Row("no alignment", ("alignment=none",)),
+        Row(NONE, ("alignment=none",)),
         Row("DPO, pairs turned round", (*DPO, "alignment.preferences.control=flipped"), control=True),
-        Row("DPO, order by a coin", (*DPO, "alignment.preferences.control=random"), control=True),
+        Row(COIN, (*DPO, "alignment.preferences.control=random"), control=True),
     ),
     compared=("HR@8", "LTRR@8", "Value@8"),
+    claims=(
+        *(
+            Claim(f"{method} has more {score} than SFT on chosen", method, CHOSEN, score, (COIN, CHOSEN), "ours")
+            for method in ("DPO", "S-DPO", "RRHF")
+            for score in ("Value@8", "LTRR@8")
+        ),
+        Claim("DPO has more Value@8 than no alignment", "DPO", NONE, "Value@8", (COIN, NONE), "LEADRE 4.3.2"),
+    ),
     measures={
         "prefix mass": lambda scores: at_the_end(scores, "train/prefix_mass"),
         "chosen drop": lambda scores: at_the_end(scores, "train/chosen_drop"),

@@ -2,7 +2,7 @@
 
 48 categories x 100 ads are the queries (the categories with the most ads; of a smaller one all its ads), and the
 accuracy is the share of the Top-K ads by cosine that have the query's category, as a mean over a category's queries,
-then over the categories. The pool is (a) the sampled ads or (b) the full catalog, the query left out; ties go by ad_id.
+then over the categories. The pool is the sampled ads or the full catalog, the query left out; ties go by ad_id.
 With 100 ads a category, 99 of the Top-100 can be right.
 
     python -m experiments.table3_embedding_accuracy                                   # the paper world, every encoder
@@ -11,29 +11,43 @@ With 100 ads a category, 99 of the Top-100 can be right.
     python -m experiments.table3_embedding_accuracy encoders=hunyuan embedding.precision=bf16
     python -m experiments.table3_embedding_accuracy encoders=bge_m3 embedding.model=FOLDER
 
-``text=name`` embeds the ads' names alone: the full description names the category itself. All other arguments are Hydra
-overrides, those of ``embedding`` for every encoder that is named. Encoders that cannot be run, such as those whose
-weights are not on this machine, are listed with the reason. The tables go to
-``outputs/table3_embedding_accuracy/<time>/``.
+``text=name`` embeds the ads' names alone: the full description names the category itself. ``seed`` draws the ads that
+are asked about, the same for all rows; ``seeds=0,1,2`` are those of what is random in a row: LSA's directions, random
+vectors, shuffles. All other arguments are Hydra overrides, those of ``embedding`` for every encoder that is named.
+Encoders that cannot be run, such as those whose weights are not on this machine, are listed with the reason. What it
+leaves is that of any study (docs/studies.md).
 """
 
 import json
 import logging
-import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+import time
+from collections.abc import Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from hydra import compose, initialize_config_dir
-from numpy.typing import NDArray
-from rich.console import Console
-from safetensors.numpy import load_file
 
-from experiments.table3_lines import KS, PAPER, POOLS, Line, Pool, Texts, grid, measured, references, write
+from experiments.content import content_of
+from experiments.run import finish
+from experiments.study import Claim, Found, Row, Study, run_rows, seeds_and_overrides
+from experiments.table3_lines import (
+    NUM_ADS,
+    PAPER,
+    SYSTEM,
+    Ads,
+    Kind,
+    LineConfig,
+    Tasks,
+    columns,
+    count,
+    paper_row,
+    read_ads,
+    tasks,
+)
 from leadre import tables
 from leadre.artifacts import ArtifactError, Result, Store
 from leadre.config import CONF, ConfigError, RunConfig, check, load
@@ -44,17 +58,36 @@ from leadre.embedding.config import TransformerConfig
 from leadre.embedding.embed import embed
 from leadre.embedding.fingerprint import fingerprint
 from leadre.embedding.weights import available
-from leadre.inspection import accuracy
-from leadre.inspection.accuracy import Task
 from leadre.job import quiet_libraries
-from leadre.report.table import rich_table
 
 VERSION = 1
-NUM_CATEGORIES, NUM_ADS = 48, 100
-OWN = ("encoders", "category", "text", "seed")
+OWN = ("encoders", "category", "text", "seed", "seeds")
 """Arguments that are not Hydra's."""
 NEEDS_MORE = ("transformer", "vectors")
 """Options of ``conf/embedding`` that are no encoder until one is named."""
+LINE = "line="
+"""Begins the override of a row that is no encoder: what is counted instead."""
+NEED_AN_ENCODER: tuple[Kind, ...] = ("embedding", "shuffled")
+RANDOM: tuple[Kind, ...] = ("shuffled", "random_texts", "random_ads")
+REFERENCES = (
+    Row("at most", (f"{LINE}at_most",), system=SYSTEM),
+    Row("chance", (f"{LINE}chance",), control=True, system=SYSTEM),
+    Row("random vectors, one a text", (f"{LINE}random_texts",), control=True, system=SYSTEM),
+    Row("random vectors, one an ad", (f"{LINE}random_ads",), control=True, system=SYSTEM),
+    Row("shuffled ads", (f"{LINE}shuffled",), control=True, system=SYSTEM),
+)
+NOTHING_BEHIND = ("shuffled ads", "random vectors, one an ad")
+CLAIMS = (
+    Claim("E5 is the best, Hunyuan next", "e5_large_instruct", "hunyuan", "Top50", NOTHING_BEHIND, "LEADRE 5.2.4"),
+    Claim("Hunyuan leads at the first ad", "hunyuan", "e5_large_instruct", "Top1", NOTHING_BEHIND, "LEADRE, Table 3"),
+    Claim("Hunyuan is ahead of all but E5", "hunyuan", "bge_m3", "Top10", NOTHING_BEHIND, "LEADRE 5.2.4"),
+    Claim("E5 is ahead of a BERT that was not trained for retrieval", "e5_large_instruct", "bert_chinese", "Top100",
+          NOTHING_BEHIND, "LEADRE, Table 3"),
+    Claim("the words of an ad tell its category", "lsa", "random vectors, one a text", "Top10", NOTHING_BEHIND,
+          "ours: what Table 3 rests on"),
+    Claim("a pre-trained encoder puts a category together better than the words do", "sentence_bert_l6", "lsa", "Top10",
+          NOTHING_BEHIND, "ours: why there are encoders in Table 3"),
+)  # fmt: skip
 
 
 class Choice(NamedTuple):
@@ -64,6 +97,7 @@ class Choice(NamedTuple):
     category: str
     text: str
     seed: int
+    seeds: tuple[int, ...]
     overrides: tuple[str, ...]
 
 
@@ -78,6 +112,7 @@ def choice(arguments: Iterable[str]) -> Choice:
     known = encoders()
     asked = tuple(dict.fromkeys(filter(None, own.get("encoders", "").split(","))))
     seed = own.get("seed", "0")
+    seeds, _ = seeds_and_overrides([f"seeds={own['seeds']}"] if "seeds" in own else [])
     if "embedding" in typed:
         raise ValueError(f"embedding={typed['embedding']}: encoders are named by encoders=NAME,NAME")
     if unknown := [name for name in asked if name not in known]:
@@ -93,6 +128,7 @@ def choice(arguments: Iterable[str]) -> Choice:
         category=own.get("category", "second"),
         text=own.get("text", "full"),
         seed=int(seed),
+        seeds=tuple(seeds),
         overrides=(*world, *(f"{key}={value}" for key, value in typed.items())),
     )
 
@@ -119,29 +155,6 @@ def encoders() -> tuple[str, ...]:
     return (*(name for name in PAPER if name in found), *sorted(found - PAPER.keys()))
 
 
-def tasks(ads: pl.DataFrame, *, category: str, seed: int) -> dict[tuple[Pool, Texts], Task]:
-    """Both pools, over all ads and over one ad a text; ``ads`` is sorted by ad_id.
-
-    Raises:
-        ValueError: If no category has two ads.
-    """
-    names = ads[f"{category}_category"]
-    numbers = names.rank("dense").cast(pl.Int64).fill_null(0).to_numpy() - 1
-    first = np.sort(np.unique(ads["description"].to_numpy(), return_index=True)[1])
-    found: dict[tuple[Pool, Texts], Task] = {}
-    for texts in get_args(Texts):
-        rows = np.arange(ads.height) if texts == "all" else first
-        generator = np.random.default_rng(seed)
-        drawn = accuracy.sample(numbers[rows], categories=NUM_CATEGORIES, ads=NUM_ADS, generator=generator)
-        queries = rows[drawn]
-        if not len(queries):
-            raise ValueError(
-                f"{category}_category: no category has two ads, so there is nothing to find; use the other"
-            )
-        found |= {("sample", texts): Task(queries, queries, numbers), ("catalog", texts): Task(queries, rows, numbers)}
-    return found
-
-
 def names_alone(world: Path, *, out: Path) -> None:
     """Write the world's ads anew with a description that tells their name and nothing else."""
     ads = tables.read(tables.ADS, world / "ads.parquet")
@@ -160,52 +173,65 @@ def names_alone(world: Path, *, out: Path) -> None:
     tables.write(tables.ADS, ads.with_columns(description=pl.Series(told, dtype=pl.String)), out / "ads.parquet")
 
 
-def config_of(overrides: Sequence[str], encoder: str) -> RunConfig:
-    """The configuration with an encoder."""
+@cache
+def config_of(*overrides: str) -> RunConfig:
+    """The configuration of a row."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return load(compose("index", [f"embedding={encoder}", *overrides]))
+        return load(compose("index", list(overrides)))
 
 
-def table3(asked: Choice) -> tuple[dict[tuple[Pool, Texts], list[Line]], dict[str, str], dict[str, Any]]:
-    """Run every encoder that can be run.
-
-    Returns:
-        The lines of each table; why each other encoder was not run; and what the tables were made from.
-    """
-    config = config_of(asked.overrides, asked.encoders[0])
-    store = Store(Path(config.store.root))
+def world_of(asked: Choice, config: RunConfig, store: Store) -> Result:
+    """The world whose ads are embedded, with their whole description or their names alone."""
     world = store.make("world", gather, config.data, source=fingerprint_data(config.data))
-    if asked.text == "name":
-        world = store.make("names", names_alone, None, world)
-    ads = tables.read(tables.ADS, world.path / "ads.parquet").with_row_index("row").sort("ad_id")
-    texts = ads["description"].rank("dense").to_numpy()
-    asked_tasks = tasks(ads, category=asked.category, seed=asked.seed)
-    lines: dict[tuple[Pool, Texts], list[Line]] = {key: [] for key in asked_tasks}
-    not_run: dict[str, str] = {}
-    controls: dict[tuple[Pool, Texts], list[Line]] = {}
-    for encoder in asked.encoders:
-        config = config_of(asked.overrides, encoder)
-        try:
-            if isinstance(config.embedding, TransformerConfig) and available(config.embedding) is None:
-                raise ValueError(f"the weights of {config.embedding.model} are not on this machine")
-            x = vectors(config, store, world)[ads["row"].to_numpy()]
-        except (ArtifactError, OSError, ValueError) as error:  # the other encoders need not suffer
-            not_run[encoder] = " ".join(str(error).split())
-            continue
-        for key, task in asked_tasks.items():
-            neighbors = accuracy.found(task, x, most=KS[-1])
-            lines[key].append(measured(encoder, task, neighbors, texts, seed=asked.seed))
-            if key not in controls:
-                controls[key] = references(task, neighbors, seed=asked.seed)
-    if not controls:
-        raise ValueError(f"none of the encoders can run: {'; '.join(not_run.values())}; use encoders=lsa,hashing")
-    lines = {key: [*found, *controls[key]] for key, found in lines.items()}
-    return lines, not_run, _told(asked, config, ads, asked_tasks)
+    return store.make("names", names_alone, None, world) if asked.text == "name" else world
 
 
-def vectors(config: RunConfig, store: Store, world: Result) -> NDArray[np.float32]:
-    """The embeddings of the world's ads, in its order."""
-    made = store.make(
+def study_of(asked: Choice, found: Tasks) -> Study:
+    """The table as a study: a row an encoder, then what encoders are held against.
+
+    Args:
+        asked: What is asked for.
+        found: The queries and pools, which tell the K that can be had.
+    """
+    lines = [Row(name, (f"embedding={name}",), paper=paper_row(name), system=SYSTEM) for name in asked.encoders]
+    rows = (*lines, *REFERENCES)
+    names = {row.name for row in rows}
+    main, more = columns(found, "sample", "all"), columns(found, "sample", "distinct")
+    sampled, catalog = len(found["sample", "all"].pool), len(found["catalog", "all"].pool)
+    if len(found["catalog", "distinct"].pool) == catalog:  # no two ads have one text
+        more = ()
+    if catalog > sampled:
+        more += columns(found, "catalog", "all")
+    return Study(
+        name="table3_embedding_accuracy",
+        title="Table 3: accuracy of the nearest ads by embedding",
+        question="Of which category are the ads that an encoder puts next to an ad? In the paper E5 leads from the "
+        "tenth ad on, Hunyuan at the first.",
+        columns=(*main, *more),
+        rows=rows,
+        compared=main,
+        claims=tuple(claim for claim in CLAIMS if {claim.better, claim.worse} <= names and claim.on in main),
+        run=partial(counted, asked),
+        unit="texts of ads",
+    )
+
+
+def counted(asked: Choice, overrides: Sequence[str], seed: int) -> Result:
+    """The scores of a row: of an encoder, or of what its ``line=`` names."""
+    named = [text.removeprefix(LINE) for text in overrides if text.startswith(LINE)]
+    kind: Any = named[0] if named else "embedding"
+    hydras = [text for text in overrides if not text.startswith(LINE)]
+    config = config_of(*hydras, f"seed={seed}") if kind in NEED_AN_ENCODER else config_of(*hydras)
+    store = Store(Path(config.store.root))
+    world = world_of(asked, config, store)
+    told = LineConfig(kind=kind, category=asked.category, sample=asked.seed, seed=seed if kind in RANDOM else None)  # type: ignore[arg-type]
+    needed = [vectors(config, store, world)] if kind in NEED_AN_ENCODER else []
+    return store.make("accuracy", count, told, world, *needed)
+
+
+def vectors(config: RunConfig, store: Store, world: Result) -> Result:
+    """The embeddings of the world's ads."""
+    return store.make(
         "embeddings",
         embed,
         config.embedding,
@@ -214,43 +240,66 @@ def vectors(config: RunConfig, store: Store, world: Result) -> NDArray[np.float3
         compute=config.compute,
         cache=store.root / "vectors",
     )
-    x: NDArray[np.float32] = load_file(made.path / "vectors.safetensors")["x"]
-    return x
+
+
+def without_weights(asked: Choice) -> dict[str, str]:
+    """Why encoders cannot be run here.
+
+    Raises:
+        ValueError: If none can.
+    """
+    missing = {}
+    for encoder in asked.encoders:
+        embedding = config_of(*asked.overrides, f"embedding={encoder}", f"seed={asked.seeds[0]}").embedding
+        if isinstance(embedding, TransformerConfig) and available(embedding) is None:
+            missing[encoder] = f"the weights of {embedding.model} are not on this machine"
+    if len(missing) == len(asked.encoders):
+        raise ValueError(f"none of the encoders can run: {'; '.join(missing.values())}; use encoders=lsa,hashing")
+    return missing
+
+
+def table3(asked: Choice) -> tuple[Study, Found, list[str]]:
+    """Run every encoder that can be run, and what they are held against.
+
+    Returns:
+        The study, what it found, and what a reader must know of the ads.
+    """
+    missing = without_weights(asked)
+    config = config_of(*asked.overrides)
+    world = world_of(asked, config, Store(Path(config.store.root)))
+    ads = read_ads(world.path, category=asked.category)
+    drawn = tasks(ads, seed=asked.seed)
+    study = study_of(asked, drawn)
+    shuffled = next(name for name in asked.encoders if name not in missing)
+    settings = {row.name: [*asked.overrides, *row.overrides] for row in study.rows}
+    settings["shuffled ads"].append(f"embedding={shuffled}")
+    found = run_rows(
+        study._replace(rows=tuple(row for row in study.rows if row.name not in missing)), settings, asked.seeds
+    )
+    scores = {row.name: found.scores.get(row.name, {}) for row in study.rows}
+    return study, Found(scores, missing | dict(found.not_run), asked.seeds), _told(asked, ads, drawn, shuffled)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run all encoders, write the tables, and print the first one, and as the last line everything as JSON."""
+    """Run all encoders, show the table and the verdicts, and as the last line print the folder as JSON."""
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(f"{__doc__}\nencoders: {', '.join(encoders())}\n")
         return
     try:
         asked = choice(arguments)
         check_all(asked)
-    except (ConfigError, ValueError) as error:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        quiet_libraries()
+        start = time.monotonic()
+        study, found, notes = table3(asked)
+    except (ArtifactError, ConfigError, ValueError) as error:
         sys.exit(str(error))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    quiet_libraries()
-    try:
-        lines, not_run, told = table3(asked)
-    except (ArtifactError, ValueError) as error:
-        sys.exit(str(error))
-    command = shlex.join(["python", "-m", "experiments.table3_embedding_accuracy", *arguments])
-    folder = Path("outputs") / "table3_embedding_accuracy" / datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S")
-    write(folder, lines, not_run, told, command)
-    console = Console(width=None if sys.stdout.isatty() else 180)
-    for pool in POOLS:
-        table = grid(lines[pool, "all"], paper=pool == "sample")
-        console.print(rich_table(table, title=f"Top-K accuracy, %; pool: {POOLS[pool]}"))
-    for name, reason in not_run.items():
-        console.print(f"not run: {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{folder}/table3.md, table3.csv, table3.png", highlight=False, soft_wrap=True)
-    accuracies = {
-        f"{pool}, {texts}": {
-            line.name: [None if np.isnan(share) else round(float(share), 4) for share in line.mean] for line in table
-        }
-        for (pool, texts), table in lines.items()
-    }
-    sys.stdout.write(json.dumps({**told, "accuracy": accuracies, "not_run": not_run}) + "\n")
+    run = config_of(*asked.overrides)
+    command = f"python -m experiments.{study.name} {' '.join(arguments)}".strip()
+    content = content_of(study, found, store=Path(run.store.root), command=command, seconds=time.monotonic() - start)
+    content["data"] |= {"name": _data_name(asked, content["data"]["name"])}
+    content["notes"] += notes
+    finish(study, content, run)
 
 
 def _key_and_value(argument: str) -> tuple[str, str]:
@@ -260,23 +309,25 @@ def _key_and_value(argument: str) -> tuple[str, str]:
     return key, value
 
 
-def _told(
-    asked: Choice, config: RunConfig, ads: pl.DataFrame, made: Mapping[tuple[Pool, Texts], Task]
-) -> dict[str, Any]:
-    task = made["sample", "all"]
-    return {
-        "data": config.data.kind,
-        "category": f"{asked.category}_category",
-        "text": asked.text,
-        "seed": asked.seed,
-        "ads": ads.height,
-        "texts": len(made["catalog", "distinct"].pool),
-        "categories": len(np.unique(task.category[task.queries])),
-        "queries": len(task.queries),
-        "queries_distinct": len(made["sample", "distinct"].queries),
-        "ads_a_category": NUM_ADS,
-        "ads_without_category": int((task.category < 0).sum()),
-    }
+def _data_name(asked: Choice, name: str) -> str:
+    told = [name, *(["names alone"] if asked.text == "name" else [])]
+    return ", ".join([*told, *(["first-level categories"] if asked.category == "first" else [])])
+
+
+def _told(asked: Choice, ads: Ads, drawn: Tasks, shuffled: str) -> list[str]:
+    task = drawn["sample", "all"]
+    categories, without = len(np.unique(task.category[task.queries])), int((task.category < 0).sum())
+    text = "full description, which names the category" if asked.text == "full" else "name alone"
+    return [
+        f"{len(ads.rows):,} ads with {len(np.unique(ads.texts)):,} distinct texts, {without:,} without a category. "
+        f"Asked about are {len(task.queries):,} ads of {categories} categories ({ads.categories.name}, at most "
+        f"{NUM_ADS} ads each, seed {asked.seed}). Embedded is the {text}.",
+        "The unit of the intervals is a text with all its ads, for ads of one text share their neighbors. Columns: the "
+        "share of the nearest K of the sampled ads; 'distinct': of one ad a text; 'catalog': of all ads. The seeds are "
+        "those of what is random in a row, and a pre-trained encoder has none; the ads drawn are the same for all.",
+        f"At most: a category has no more ads to be found. Chance: a random order of the pool. Shuffled ads: the "
+        f"nearest by {shuffled}, the other ads in each other's place.",
+    ]
 
 
 if __name__ == "__main__":

@@ -1,26 +1,28 @@
-"""The lines of Table 3: what is counted of each encoder, how sure it is, and how it is laid out."""
+"""The lines of Table 3: how many of an ad's nearest are of its category, by an encoder and by what it must beat."""
 
-import csv
-from collections.abc import Mapping, Sequence
-from itertools import product
+import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+import polars as pl
+from safetensors.numpy import load_file
 
+from leadre import tables
 from leadre.inspection import accuracy
 from leadre.inspection.accuracy import Shares, Task
-from leadre.inspection.neighbors import Rows
-from leadre.report.curves import COLORS
-from leadre.report.table import NOTHING, Grid, markdown
+from leadre.inspection.neighbors import Rows, Vectors
+from leadre.settings import settings
 
+VERSION = 1
 KS = (1, 10, 50, 100)
-DRAWS, SHUFFLES = 1000, 20
-"""Of the bootstrap over texts, and of the control: ads of one text share their neighbors, so one shuffle is noisy."""
-COMPARED = 10
-"""The K at which encoders are held against the best."""
+NUM_CATEGORIES, NUM_ADS = 48, 100
+SHUFFLES = 20
+"""Of the control: ads of one text share their neighbors, so one shuffle is noisy."""
+WIDTH = 64
+"""Of random vectors."""
+SYSTEM = "encoder"
+"""What `scores.json` calls whatever is counted."""
 
 PAPER = {
     "hunyuan": (98.03, 96.46, 86.61, 65.67),
@@ -39,187 +41,177 @@ PAPER = {
 
 Pool = Literal["sample", "catalog"]
 Texts = Literal["all", "distinct"]
-POOLS: dict[Pool, str] = {"sample": "(a) the sampled ads", "catalog": "(b) the full catalog"}
-TEXTS: dict[Texts, str] = {"all": "all ads", "distinct": "one ad a text"}
+Kind = Literal["embedding", "shuffled", "random_texts", "random_ads", "at_most", "chance"]
+Tasks = dict[tuple[Pool, Texts], Task]
 
 
-class Line(NamedTuple):
-    """One line of the table: Top-K accuracy for each K, in 0..1, NaN where the pool is too small.
+@settings
+class LineConfig:
+    """What is counted.
 
     Attributes:
-        name: The encoder, or what else it is.
-        mean: ``(len(KS),)``.
-        draws: ``(DRAWS, len(KS))`` of the bootstrap, the same draws of texts for all encoders; None for what is none.
+        kind: An encoder's nearest ads, or what they are held against: the first ads of a random order of the pool
+            (``chance``), the most there is (``at_most``), the nearest by a random vector a text or an ad, and an
+            encoder's nearest with the other ads of the pool in each other's place (``shuffled``).
+        category: Of which level the categories are.
+        sample: The seed that draws the ads that are asked about.
+        seed: Of random vectors and shuffles; None for all else.
     """
 
-    name: str
-    mean: Shares
-    draws: Shares | None = None
+    kind: Kind
+    category: Literal["second", "first"]
+    sample: int
+    seed: int | None
 
 
-def measured(name: str, task: Task, neighbors: Rows, texts: Rows, *, seed: int) -> Line:
-    """An encoder's macro means, and what they are with the queries of each category drawn anew.
+class Ads(NamedTuple):
+    """The ads of a world, by ad_id.
+
+    Attributes:
+        rows: ``(N,)`` where each stands in the world's table, and in its embeddings.
+        categories: Their categories' names; null for none.
+        texts: ``(N,)`` number of each ad's text.
+    """
+
+    rows: Rows
+    categories: pl.Series
+    texts: Rows
+
+
+def read_ads(world: Path, *, category: str) -> Ads:
+    """The ads of a world, sorted by ad_id, so that ties go by it."""
+    ads = tables.read(tables.ADS, world / "ads.parquet").with_row_index("row").sort("ad_id")
+    texts = ads["description"].rank("dense").cast(pl.Int64).to_numpy() - 1
+    return Ads(ads["row"].cast(pl.Int64).to_numpy(), ads[f"{category}_category"], texts)
+
+
+def tasks(ads: Ads, *, seed: int) -> Tasks:
+    """Both pools, over all ads and over one ad a text.
+
+    Raises:
+        ValueError: If no category has two ads.
+    """
+    numbers = ads.categories.rank("dense").cast(pl.Int64).fill_null(0).to_numpy() - 1
+    first = np.sort(np.unique(ads.texts, return_index=True)[1])
+    found: Tasks = {}
+    for texts in get_args(Texts):
+        rows = np.arange(len(numbers)) if texts == "all" else first
+        generator = np.random.default_rng(seed)
+        drawn = accuracy.sample(numbers[rows], categories=NUM_CATEGORIES, ads=NUM_ADS, generator=generator)
+        queries = rows[drawn]
+        if not len(queries):
+            raise ValueError(f"{ads.categories.name}: no category has two ads, so nothing can be found; use the other")
+        found |= {("sample", texts): Task(queries, queries, numbers), ("catalog", texts): Task(queries, rows, numbers)}
+    return found
+
+
+def column(pool: Pool, texts: Texts, k: int) -> str:
+    """The name of a score.
+
+    Example:
+        >>> column("sample", "all", 10), column("catalog", "distinct", 1)
+        ('Top10', 'Top1 distinct catalog')
+    """
+    return " ".join([f"Top{k}", *([texts] if texts != "all" else []), *([pool] if pool != "sample" else [])])
+
+
+def columns(found: Tasks, pool: Pool, texts: Texts) -> tuple[str, ...]:
+    """The scores for which the pool is large enough."""
+    return tuple(column(pool, texts, k) for k in KS if k < len(found[pool, texts].pool))
+
+
+def count(config: LineConfig, world: Path, embeddings: Path | None = None, *, out: Path) -> None:
+    """Write ``scores.json`` and ``per_user.parquet``, as the stage ``scores`` writes them; a "user" is a text.
+
+    What is drawn again for intervals are texts, each with all its ads that are asked about: ads of one text share
+    their neighbors, so that a hundred of them say no more than one. The mean over texts is the mean over a category's
+    ads, then over the categories.
 
     Args:
-        name: The encoder.
+        config: What is counted.
+        world: Reads ``ads.parquet``.
+        embeddings: Reads ``vectors.safetensors``; for an encoder and its shuffle.
+        out: The folder of the result.
+    """
+    ads = read_ads(world, category=config.category)
+    x = None if embeddings is None else load_file(embeddings / "vectors.safetensors")["x"][ads.rows]
+    per_text = pl.DataFrame({"user_id": np.unique(ads.texts)})
+    scores: dict[str, float | None] = {}
+    for (pool, texts), task in tasks(ads, seed=config.sample).items():
+        names = [column(pool, texts, k) for k in KS]
+        values = shares(config, task, ads.texts, x)
+        means = accuracy.macro(values, task)
+        scores |= {name: None if np.isnan(mean) else float(mean) for name, mean in zip(names, means, strict=True)}
+        units, of_units = by_text(values, task, ads.texts)
+        table = {"user_id": units} | dict(zip(names, of_units.T, strict=True))
+        per_text = per_text.join(pl.DataFrame(table), on="user_id", how="left")
+    asked = per_text.filter(~pl.all_horizontal(pl.exclude("user_id").is_null()))
+    told = {"users": asked.height, "systems": {SYSTEM: scores}}
+    (out / "scores.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+    asked.with_columns(pl.col("user_id").cast(pl.String), system=pl.lit(SYSTEM)).write_parquet(out / "per_user.parquet")
+
+
+def shares(config: LineConfig, task: Task, texts: Rows, x: Vectors | None) -> Shares:
+    """The share of each query's first K ads that have its category: ``(Q, len(KS))``, NaN beyond the pool.
+
+    Args:
+        config: What is counted.
         task: The queries and the pool.
-        neighbors: ``(Q, k)`` rows, nearest first.
         texts: ``(N,)`` number of each ad's text.
-        seed: The same seed draws the same texts, so that lines can be compared draw by draw.
+        x: ``(N, D)``; for an encoder and its shuffle.
+
+    Raises:
+        ValueError: If vectors are needed and there are none.
     """
-    values = accuracy.accuracy(task, neighbors, KS)
-    category, generator = task.category[task.queries], np.random.default_rng(seed)
-    parts = [category == number for number in np.unique(category)]
-    draws = [resampled(values[part], texts[task.queries][part], generator) for part in parts]
-    return Line(name, accuracy.macro(values, task), np.mean(draws, axis=0))
+    if config.kind == "at_most":
+        return accuracy.ceiling(task, KS)
+    if config.kind == "chance":
+        return accuracy.chance(task, KS)
+    generator = np.random.default_rng(config.seed)
+    if config.kind in {"random_texts", "random_ads"}:
+        x = generator.standard_normal((len(texts), WIDTH)).astype(np.float32)
+        x = x[texts] if config.kind == "random_texts" else x
+    if x is None:
+        raise ValueError(f"kind is {config.kind!r}, which needs an encoder's vectors: give embeddings")
+    neighbors = accuracy.found(task, x, most=KS[-1])
+    if config.kind != "shuffled":
+        return accuracy.accuracy(task, neighbors, KS)
+    mixed = (accuracy.shuffled(task, neighbors, generator) for _ in range(SHUFFLES))
+    return np.asarray(np.mean([accuracy.accuracy(task, rows, KS) for rows in mixed], axis=0))
 
 
-def resampled(values: Shares, texts: Rows, generator: np.random.Generator) -> Shares:
-    """Means over queries whose texts are drawn anew, with replacement: ``(Q, V)`` gives ``(DRAWS, V)``.
+def by_text(values: Shares, task: Task, texts: Rows) -> tuple[Rows, Shares]:
+    """What each text adds to `accuracy.macro`: values whose mean over texts is that, and whose spread is its error.
 
-    A text comes with all its queries (the cluster bootstrap): ads of one text have the same neighbors, so that a
-    hundred of them say no more than one.
+    A text stands for its queries' distances from their category's mean, so that texts with many ads sway a mean no
+    more than they do (the linear part of a ratio of sums), and what all ads share has no error.
+
+    Args:
+        values: ``(Q, V)``.
+        task: The queries.
+        texts: ``(N,)`` number of each ad's text.
+
+    Returns:
+        ``(T,)`` numbers of the texts that have queries, and ``(T, V)``.
     """
-    number, sizes = np.unique(texts, return_inverse=True, return_counts=True)[1:]
-    sums = np.stack([np.bincount(number, weights=column) for column in values.T], axis=1)
-    times = generator.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=DRAWS)
-    return np.asarray(times @ sums / (times @ sizes)[:, None])
+    category, queries = task.category[task.queries], texts[task.queries]
+    _, stratum, sizes = np.unique(category, return_inverse=True, return_counts=True)
+    units, unit = np.unique(queries, return_inverse=True)
+    means = np.stack([np.bincount(stratum, weights=one) / sizes for one in values.T], axis=1)
+    weights = len(units) / len(sizes) / sizes[stratum]
+    rest = weights[:, None] * (values - means[stratum])
+    sums = np.stack([np.bincount(unit, weights=one, minlength=len(units)) for one in rest.T], axis=1)
+    added = np.round(means.mean(axis=0) + sums, 12)  # equal values stay equal, so that they are drawn together
+    return units, np.asarray(added)
 
 
-def interval(draws: Shares) -> Shares:
-    """The ends of the 95 % interval: ``(DRAWS, V)`` gives ``(2, V)``."""
-    return np.asarray(np.percentile(draws, [2.5, 97.5], axis=0))
+def paper_row(encoder: str) -> dict[str, float]:
+    """The paper's numbers of an encoder, by column; empty where it has none.
 
-
-def best(lines: Sequence[Line], k: int) -> int | None:
-    """The place of the encoder with the highest Top-K accuracy, of equal ones the first; None without a number."""
-    means = {row: line.mean[KS.index(k)] for row, line in enumerate(lines) if line.draws is not None}
-    return max((row for row, mean in means.items() if not np.isnan(mean)), key=means.__getitem__, default=None)
-
-
-def behind(line: Line, lines: Sequence[Line], k: int) -> tuple[float, float, float] | None:
-    """How much an encoder has more than the best at Top-K, and the paired 95 % interval; None for the best itself."""
-    row, place = best(lines, k), KS.index(k)
-    leader = None if row is None else lines[row]
-    if leader is None or leader.draws is None or line.draws is None or line is leader:
-        return None
-    low, high = interval(line.draws - leader.draws)[:, place]
-    return float((line.mean - leader.mean)[place]), float(low), float(high)
-
-
-def references(task: Task, neighbors: Rows, *, seed: int) -> list[Line]:
-    """What is to be had at most, by chance, and where each ad of the pool takes another's place."""
-    generator = np.random.default_rng(seed)
-    mixed = [accuracy.accuracy(task, accuracy.shuffled(task, neighbors, generator), KS) for _ in range(SHUFFLES)]
-    values = {
-        "at most": accuracy.ceiling(task, KS),
-        "chance": accuracy.chance(task, KS),
-        "shuffled ads": np.asarray(np.mean(mixed, axis=0)),
+    Example:
+        >>> paper_row("t5")
+        {'Top1': 0.671, 'Top10': 0.5122, 'Top50': 0.339, 'Top100': 0.2389}
+    """
+    return {
+        column("sample", "all", k): round(share / 100, 4) for k, share in zip(KS, PAPER.get(encoder, ()), strict=False)
     }
-    return [Line(name, accuracy.macro(numbers, task)) for name, numbers in values.items()]
-
-
-def grid(lines: Sequence[Line], *, paper: bool) -> Grid:
-    """The table as texts: ours with intervals and against the best, and the paper's beside it."""
-    less = f"Top-{COMPARED} less the best's"
-    head = ("encoder", *(f"Top-{k}" for k in KS), less, *(f"paper Top-{k}" for k in KS if paper))
-    rows = []
-    for line in lines:
-        theirs = [f"{n:.2f}" for n in PAPER[line.name]] if line.name in PAPER else [NOTHING] * len(KS)
-        rows.append((line.name, *_cells(line), _difference(behind(line, lines, COMPARED)), *(theirs if paper else ())))
-    strong = {(row, column) for column, k in enumerate(KS, start=1) if (row := best(lines, k)) is not None}
-    return Grid(head, tuple(rows), frozenset(strong))
-
-
-def write(
-    folder: Path,
-    lines: Mapping[tuple[Pool, Texts], Sequence[Line]],
-    not_run: Mapping[str, str],
-    told: Mapping[str, Any],
-    command: str,
-) -> None:
-    """Write ``table3.csv``, ``table3.md`` and ``table3.png``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "table3.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        less = ["less_best", "less_best_low", "less_best_high"]
-        writer.writerow(["pool", "texts", "encoder", "k", "accuracy", "low", "high", *less, "paper"])
-        for ((pool, texts), table), (place, k) in product(lines.items(), enumerate(KS)):
-            for line in table:
-                ends = (None, None) if line.draws is None else interval(line.draws)[:, place]
-                theirs = PAPER[line.name][place] / 100 if line.name in PAPER else None
-                numbers = (line.mean[place], *ends, *(behind(line, table, k) or (None, None, None)), theirs)
-                cells = ("" if number is None or np.isnan(number) else f"{number:.6f}" for number in numbers)
-                writer.writerow([pool, texts, line.name, k, *cells])
-    sections = ["# Table 3: accuracy of the nearest ads by embedding", f"```\n{command}\n```", _in_words(told)]
-    sections.append("![Accuracy by K](table3.png)")
-    for pool, texts in product(POOLS, TEXTS):
-        sections.append(f"## Pool: {POOLS[pool]}, {TEXTS[texts]}")
-        sections.append(markdown(grid(lines[pool, texts], paper=(pool, texts) == ("sample", "all"))))
-    if not_run:
-        sections += ["## Not run", "\n".join(f"- {name}: {reason}" for name, reason in not_run.items())]
-    (folder / "table3.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    draw(lines, folder / "table3.png")
-
-
-def draw(lines: Mapping[tuple[Pool, Texts], Sequence[Line]], path: Path) -> None:
-    """Draw accuracy by K, one panel a pool, over all ads; the paper's numbers of the same encoder are dotted."""
-    figure = Figure(figsize=(11.0, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)  # no window system and no global state
-    places = np.arange(len(KS))
-    for axes, pool in zip(figure.subplots(1, 2, sharey=True), POOLS, strict=True):
-        colors = iter(COLORS * 3)
-        for line in lines[pool, "all"]:
-            if line.draws is None:
-                style = {"at most": "--", "chance": ":"}.get(line.name)
-                if style:
-                    axes.plot(places, 100 * line.mean, color="#888888", linewidth=1.0, linestyle=style, label=line.name)
-                continue
-            color = next(colors)
-            axes.fill_between(places, *(100 * interval(line.draws)), color=color, alpha=0.2, linewidth=0)
-            axes.plot(places, 100 * line.mean, color=color, marker="o", markersize=4, linewidth=1.6, label=line.name)
-            if line.name in PAPER and pool == "sample":
-                label = f"{line.name}, the paper's ads"
-                axes.plot(places, PAPER[line.name], color=color, linestyle=(0, (1, 1.5)), linewidth=1.4, label=label)
-        axes.set_title(f"Pool: {POOLS[pool]}", fontsize=11, loc="left", weight="bold")
-        axes.set_xticks(places, [f"Top-{k}" for k in KS])
-        axes.set_ylim(0, 102)
-        axes.tick_params(labelsize=9)
-        axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8.5, loc="lower left")
-        axes.set_ylabel("same category, % (mean over the categories)" if pool == "sample" else "", fontsize=9.5)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-
-
-def _cells(line: Line) -> list[str]:
-    means = [NOTHING if np.isnan(mean) else f"{100 * mean:.2f}" for mean in line.mean]
-    if line.draws is None:
-        return means
-    ends = (100 * interval(line.draws)).T
-    return [
-        f"{mean} ({low:.2f}–{high:.2f})" if mean != NOTHING else mean
-        for mean, (low, high) in zip(means, ends, strict=True)
-    ]
-
-
-def _difference(found: tuple[float, float, float] | None) -> str:
-    if found is None:
-        return NOTHING
-    mean, low, high = (100 * number for number in found)
-    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
-
-
-def _in_words(told: Mapping[str, Any]) -> str:
-    text = "the full description, which names the category" if told["text"] == "full" else "the name alone"
-    return f"""\
-{told["data"]}: {told["ads"]:,} ads with {told["texts"]:,} distinct texts. Queries: {told["queries"]:,} ads of
-{told["categories"]} categories (`{told["category"]}`, at most {told["ads_a_category"]} ads each, seed {told["seed"]});
-with one ad a text {told["queries_distinct"]:,}. Embedded is {text}. Accuracy: the share of the Top-K ads by cosine that
-have the query's category; the query left out, ties by ad_id; in percent, mean over a category's queries, then over the
-categories; in brackets the 95 % bootstrap interval: each category's texts drawn anew, a text with all its queries, for
-ads of one text share their neighbors. *Top-{COMPARED} less the best's*: the difference from the encoder with the
-highest Top-{COMPARED}, its interval from the same draws of both; where that holds 0, the order is open. *At most*: a
-category has no more ads to be found. *Chance*: a random order. *Shuffled ads*: the neighbors of the first encoder, the
-other ads of the pool in each other's place. The paper's numbers are on its private ads: their order can be compared,
-their height cannot."""

@@ -96,7 +96,8 @@ class Store:
                 )
             if global_rank() == 0:
                 with _lock(folder):
-                    if not _is_whole(folder):  # another process may have built it while this one waited
+                    reused = _is_whole(folder)  # another process may have built it while this one waited
+                    if not reused:
                         _build(folder, stage, verb, config, inputs, source, unhashed, together)
             else:
                 _join_build(folder, verb, config, inputs, unhashed, together)

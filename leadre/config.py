@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self, TypeVar
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, OverrideType, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,6 +29,7 @@ from leadre.inspection.config import InspectionConfig
 from leadre.lm.config import LMConfig
 from leadre.ltr.config import LtrConfig
 from leadre.metrics.config import MetricsConfig
+from leadre.objective import check_objective
 from leadre.prompts.config import PromptsConfig
 from leadre.quantizer.config import QuantizerConfig
 from leadre.settings import settings
@@ -55,9 +56,15 @@ class StoreConfig:
 
 @settings
 class RunConfig:
-    """All settings of a run; one field a group of ``conf/``."""
+    """All settings of a run; one field a group of ``conf/``.
+
+    Attributes:
+        objective: What a trial of a search is judged by: ``valid/ndcg@8`` of the last tuned stage, or, as
+            ``sasrec/valid/ndcg@8``, of a learned baseline. None is the whole job.
+    """
 
     seed: Annotated[int, Field(ge=0)]
+    objective: str | None
     previous_catalog: Annotated[str, Field(min_length=1)] | None
     store: StoreConfig
     data: DataConfig
@@ -79,6 +86,16 @@ class RunConfig:
     @model_validator(mode="after")
     def _filters_are_there(self) -> Self:
         _check_filters(self.decoding)
+        return self
+
+    @model_validator(mode="after")
+    def _the_objective_is_measured(self) -> Self:
+        if self.objective is not None:
+            last = self.sft if self.alignment.kind == "none" else self.alignment
+            measured: dict[str | None, int] = {
+                name: baseline.validations for name, baseline in self.baselines.learned.items()
+            }
+            check_objective(self.objective, measured | {None: last.tuning.validations})
         return self
 
     @model_validator(mode="after")
@@ -228,7 +245,7 @@ def _check_filters(decoding: DecodingConfig) -> None:
 def check(arguments: Sequence[str], *, name: str = "run") -> None:
     """Check a command line before anything heavy is imported: groups, keys and values, all faults at once.
 
-    Of a multirun the first job is checked, and every other value of a sweep in its place.
+    Of a multirun the first job is checked, and every other value of a sweep in its place; of a search its ends.
 
     Args:
         arguments: The command line without the program's name; Hydra's own flags are passed over.
@@ -240,15 +257,25 @@ def check(arguments: Sequence[str], *, name: str = "run") -> None:
     typed = [argument for argument in arguments if re.match(r"^(~|\+{0,2}[\w/@.]+=)", argument)]
     overrides: list[Override] = []
     faults: dict[str, None] = {}  # a set that keeps its order
-    for text in typed:
+    space = _searched(typed)
+    for text in [*space, *typed]:
         try:
             overrides.append(OverridesParser.create().parse_override(text))
         except HydraException:
             faults[f"{text}: cannot be read as key=value: quote what is no plain word, number or [list]"] = None
-    for job in _jobs(overrides):
+    for job in _ends(overrides) if space else _jobs(overrides):
         faults |= dict.fromkeys(_faults(job, name))
     if faults:
         raise ConfigError(_message(list(faults)))
+
+
+def _searched(typed: Sequence[str]) -> list[str]:
+    """What each trial of a search is run with, but for what is typed; nothing where no search is named."""
+    names = [text.removeprefix("search=") for text in typed if text.startswith("search=")]
+    files = [CONF / "search" / f"{name}.yaml" for name in names]
+    spaces = [OmegaConf.load(path).hydra.sweeper.params for path in files if path.is_file()]
+    keys = {text.partition("=")[0] for text in typed}
+    return [f"{key}={value}" for space in spaces for key, value in space.items() if key not in keys]
 
 
 def _faults(job: Sequence[tuple[Override, str]], name: str) -> list[str]:
@@ -262,7 +289,7 @@ def _faults(job: Sequence[tuple[Override, str]], name: str) -> list[str]:
         if name == "generate" and part in _OF_TRAINING:
             faults.append(f"{key}: unknown key (got {value}): generate.py takes {part} from the model's training")
             continue
-        if group.is_dir() and override.package is None:
+        if group.is_dir() and override.package is None and part != "hydra":  # plugins have groups of their own there
             options = _options(key)
             if value not in options:
                 faults.append(f"{key}: no such option (got {value}); choose from {', '.join(options)}")
@@ -297,12 +324,21 @@ def _jobs(overrides: Sequence[Override]) -> Iterator[list[tuple[Override, str]]]
             yield list(zip(overrides, chain(first[:place], [option], first[place + 1 :]), strict=True))
 
 
+def _ends(overrides: Sequence[Override]) -> Iterator[list[tuple[Override, str]]]:
+    """The trial with the first value of everything that is searched, and that with the last."""
+    values = [_values(override) for override in overrides]
+    for place in (0, -1):
+        yield [(override, options[place]) for override, options in zip(overrides, values, strict=True)]
+
+
 def _values(override: Override) -> list[str]:
     """The override as it is typed for one job, once for each of its values."""
     text = override.input_line or ""
-    if not override.is_sweep_override() or not isinstance(override.value(), ChoiceSweep | RangeSweep):
+    key, sweep = text.partition("=")[0], override.value()
+    if isinstance(sweep, IntervalSweep):
+        return [f"{key}={end}" for end in (sweep.start, sweep.end)]
+    if not isinstance(sweep, ChoiceSweep | RangeSweep):
         return [text]
-    key = text.partition("=")[0]
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
@@ -334,6 +370,7 @@ def _as_typed(location: tuple[int | str, ...]) -> Iterator[int | str]:
     """The path of a fault without the tags that pydantic puts in for the members of a union."""
     for depth, part in enumerate(location):
         is_kind = depth == 1 and part in _KINDS.get(str(location[0]), ())
+        is_kind |= depth == 3 and location[:2] == ("baselines", "learned")
         if not is_kind and not _TYPE.fullmatch(str(part)):
             yield part
 

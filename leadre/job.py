@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import math
 import os
 import shlex
 import sys
@@ -20,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from leadre import pipeline
 from leadre.artifacts import ArtifactError, Result, Store
 from leadre.config import Config, GenerateConfig, RunConfig
+from leadre.objective import parts
 from leadre.ranks import global_rank, world_size
 from leadre.report.generation import figures_of, read_lists, show_generation
 from leadre.report.index_page import show_index, write_index_page
@@ -27,20 +29,22 @@ from leadre.report.report import StageSummary, write_report
 from leadre.report.samples import read_samples
 from leadre.report.table import OURS, RATES, show
 from leadre.training.config import WandbLogs
-from leadre.training.logs import log_scores
+from leadre.training.logs import log_scores, read_metrics
 
 NUM_SAMPLES = 5
 COLUMNS = ("HR@1", "HR@4", "HR@8", "NDCG@4", "NDCG@8", "LTRR@8", "Diversity@8", "Value@8")
 """What a sweep's table tells of LEADRE, before its rates of wrong ads."""
 RIVAL, RIVAL_COLUMN = "popularity", "HR@8"
 """And of what it is measured against."""
+SEARCHING = ("search", "objective")
+"""Settings that make a job the trial of a search."""
 log = logging.getLogger(__name__)
 
 Work = Callable[[Config, Path, list[str]], dict[str, Any]]
 """One kind of job: given the settings, the output folder and the command line it gives what ``result.json`` holds."""
 
 
-def run_job(run: Config, work: Work[Config]) -> None:
+def run_job(run: Config, work: Work[Config]) -> float | None:
     """Run one job and leave ``result.json`` beside its report in Hydra's output folder.
 
     A job of a multirun that fails is written down, so that the others go on and the sweep's table shows the hole.
@@ -48,29 +52,42 @@ def run_job(run: Config, work: Work[Config]) -> None:
     Args:
         run: The checked configuration.
         work: `train`, `evaluate`, `index_ads` or `generate_lists`.
+
+    Returns:
+        The objective of a trial of a search: minus infinity for one that failed, so that the search turns elsewhere.
+        None of any other job.
     """
     quiet_libraries()
     if run.compute.threads is not None:
         torch.set_num_threads(run.compute.threads)
     hydra = HydraConfig.get()
     folder, overrides = Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+    multirun = hydra.mode is RunMode.MULTIRUN
     start = time.monotonic()
     try:
         content = work(run, folder, overrides)
+    except SystemExit as ended:
+        if multirun and global_rank() != 0 and not ended.code:
+            return None  # its part is done: the sweep goes on
+        raise
     except Exception as error:
         _write_result(folder, {"overrides": overrides, "error": f"{type(error).__name__}: {error}"})
-        if hydra.mode is RunMode.MULTIRUN:
+        if multirun:
             log.exception("this run failed; the others go on")
         elif _is_mendable(error) and not os.environ.get("HYDRA_FULL_ERROR"):
             sys.exit(f"{error}\n(HYDRA_FULL_ERROR=1 shows where this was raised)")
         else:
             raise
-    else:
-        _write_result(folder, {"overrides": overrides, **content, "seconds": time.monotonic() - start})
+        return None if getattr(run, "objective", None) is None else -math.inf
+    _write_result(folder, {"overrides": overrides, **content, "seconds": time.monotonic() - start})
+    found: float | None = content["figures"][content["objective"]] if "objective" in content else None
+    return found
 
 
 def train(run: RunConfig, folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """The main job: build whatever is missing, then score."""
+    """The main job: build whatever is missing, then score; or, where there is an objective, a trial of a search."""
+    if run.objective is not None:
+        return _try(run, run.objective, overrides)
     return _score(run, folder, ["python", "train.py", *overrides], build=True)
 
 
@@ -165,6 +182,38 @@ def _score(run: RunConfig, folder: Path, command: list[str], *, build: bool) -> 
     figures |= {name: systems[OURS].get(rate) for name, rate in RATES.items()}
     figures[f"{RIVAL} {RIVAL_COLUMN}"] = systems.get(RIVAL, {}).get(RIVAL_COLUMN)
     return {"scores": scores, "figures": figures}
+
+
+def _try(run: RunConfig, objective: str, overrides: list[str]) -> dict[str, Any]:
+    """One trial of a search: train, and tell how validation users are served; no test user is looked at.
+
+    Raises:
+        ValueError: If the training does not measure the objective.
+    """
+    store = Store(Path(run.store.root))
+    indexed = pipeline.index_ads(run, store)
+    name, metric = parts(objective)
+    if name is None:
+        trained = pipeline.train(run, store, pipeline.prepare(run, store, indexed))
+    else:
+        trained = pipeline.learn_baselines(run, store, indexed.world, indexed.catalog)[name]
+    _end_other_ranks()
+    rows = read_metrics(trained.path / "metrics.jsonl")
+    last = {key: value for row in rows for key, value in row.items() if key.startswith("valid/")}
+    if metric not in last:
+        has = f"measures {', '.join(last)}" if last else "has no validation users"
+        raise ValueError(f"objective is {objective!r}, but the training {has}: name one of its scores ({trained.path})")
+    console = _console()
+    _show_paths(store.results, console)
+    console.print(f"{objective:20} {last[metric]:.4f}", highlight=False)
+    figures = {metric: last[metric], **last}  # the objective is the first
+    return {"objective": metric, "figures": figures, "command": _command_of_the_best(overrides)}
+
+
+def _command_of_the_best(overrides: list[str]) -> str:
+    """What scores the test users with the settings of a trial."""
+    kept = [text for text in overrides if text.partition("=")[0].lstrip("+") not in SEARCHING]
+    return shlex.join(["python", "train.py", *kept])
 
 
 def _inspect(

@@ -10,6 +10,7 @@ from leadre.alignment.align import align
 from leadre.alignment.config import NoAlignment
 from leadre.alignment.prefer import prefer
 from leadre.artifacts import Result, Store, differences, fingerprint, origins
+from leadre.baselines.learn import learn
 from leadre.baselines.recommend import recommend
 from leadre.catalog.index import index
 from leadre.config import GenerateConfig, RunConfig
@@ -165,7 +166,8 @@ def train(run: RunConfig, store: Store, prepared: Prepared) -> Result:
 def evaluate(run: RunConfig, store: Store, prepared: Prepared, model: Result) -> Evaluated:
     """Constrained lists for the test users, and their scores beside the baselines' (LEADRE 3.4, 5)."""
     world, catalog, ltr, pairs, _, _ = prepared
-    baselines = store.make("baselines", recommend, run.baselines, world, catalog)
+    learned = learn_baselines(run, store, world, catalog)
+    baselines = store.make("baselines", recommend, run.baselines, world, catalog, *learned.values())
     generations = store.make(
         "generations",
         generate,
@@ -182,6 +184,23 @@ def evaluate(run: RunConfig, store: Store, prepared: Prepared, model: Result) ->
         values = [store.make("values", appraise, None, world, baselines, generations)]
     scores = store.make("scores", score, run.metrics, world, catalog, baselines, ltr, generations, *values)
     return Evaluated(generations, scores)
+
+
+def learn_baselines(run: RunConfig, store: Store, world: Result, catalog: Result) -> dict[str, Result]:
+    """Each learned baseline by its name, in their order; a result each, so that changing one leaves the others."""
+    return {
+        name: store.make(
+            f"baseline_{name}",  # a stage each, for a manifest names one input a stage
+            learn,
+            run.baselines.learned[name],
+            world,
+            catalog,
+            together=True,
+            compute=run.compute,
+            logger=run.logger,
+        )
+        for name in sorted(run.baselines.learned)
+    }
 
 
 def generate_lists(run: GenerateConfig, store: Store) -> Listed:

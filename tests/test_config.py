@@ -12,7 +12,11 @@ from hydra import compose, initialize_config_dir
 from leadre.config import CONF, ConfigError, RunConfig, check, load, load_generate
 
 ROOT = Path(__file__).parent.parent
-OPTIONS = sorted(f"{path.parent.relative_to(CONF)}={path.stem}" for path in CONF.rglob("*.yaml") if path.parent != CONF)
+PARTS = {CONF / "baselines" / "learned"}
+"""Folders whose files are put into an option, one or several, under a name."""
+OPTIONS = sorted(
+    f"{path.parent.relative_to(CONF)}={path.stem}" for path in CONF.rglob("*.yaml") if path.parent not in {CONF, *PARTS}
+)
 NEEDS = {
     "prompts=paper": ["sft/tuning=paper"],
     "sft=ex_im_next_n": ["prompts.next_n=4"],

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "inspection": {"quantizer"},
     "data": {"adworld"},
     "embedding": {"data", "training"},
-    "baselines": {"data"},
+    "baselines": {"data", "catalog", "metrics", "training"},
     "prompts": {"data", "catalog"},
     "lm": {"catalog", "prompts", "quantizer"},  # rows of tokens may start from codebooks
     "decoding": {"catalog", "lm"},

@@ -2,14 +2,17 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.test_pipeline import FEW_PAIRS, ROOT, SMALLEST
+from leadre.config import check
+from tests.test_pipeline import FEW_PAIRS, SMALLEST
 
+ROOT = Path(__file__).parent.parent
 DPO = (*SMALLEST, "alignment=dpo", FEW_PAIRS)
 SHELL = """
 import gc, json, os, runpy, sys
@@ -66,12 +69,35 @@ def test_a_sweep_ends_with_one_table_that_shows_the_hole_and_why(swept):
     assert done.returncode == 0, done.stderr
     assert "Sweep of 2 runs" in done.stdout
     table = (folder / "sweep" / "sweep.md").read_text()
-    assert "alignment.preferences.min_log_ecpm_gap=0.2" in table
+    assert "| min_log_ecpm_gap=0.2 |" in table
     assert "left no pair" in table
     results = [json.loads((folder / "sweep" / job / "result.json").read_text()) for job in ("0", "1")]
     assert "LEADRE" in results[0]["scores"]["systems"]
     assert results[0]["figures"]["Invalid"] == results[0]["figures"]["Duplicate"] == 0
     assert results[1]["error"].startswith("ValueError: alignment.preferences left no pair")
+
+
+def test_a_search_takes_its_best_trial_by_validation_users_and_goes_on_after_a_failure(swept, type_):
+    folder, _ = swept
+    tuned = ("learning_rate=2e-3", "weight_decay=0.01", "batch_size=32", "loss_on=history_and_response")
+    wrong = "alignment.preferences.min_log_ecpm_gap=choice(0.2,99.0)"
+    typed = [*DPO, *(f"sft.tuning.{setting}" for setting in tuned), wrong, "alignment.tuning.validations=1"]
+    done = type_(folder, "train.py", "search=leadre", *typed, "hydra.sweeper.n_trials=3", "hydra.sweep.dir=search")
+    assert done.returncode == 0, done.stderr
+    results = [json.loads((folder / "search" / job / "result.json").read_text()) for job in ("0", "1", "2")]
+    failed = ["error" in result for result in results]
+    assert set(failed) == {True, False}
+    best = results[failed.index(False)]
+    assert best["objective"] == next(iter(best["figures"])) == "valid/ndcg@8"
+    assert all(name.startswith("valid/") for name in best["figures"])
+    assert not any((folder / "search").rglob("report.md"))  # no test user was looked at
+    page = (folder / "search" / "sweep.md").read_text()
+    assert "left no pair" in page
+    assert f"Best of {failed.count(False)} trials by valid/ndcg@8" in page
+    command = shlex.split(page.split("```")[1].removeprefix("sh"))
+    assert command[:2] == ["python", "train.py"]
+    assert not any(text.startswith(("search", "objective", "hydra")) for text in command)
+    check(command[2:])
 
 
 def test_a_run_ends_with_the_table_the_report_and_the_path_of_every_result(swept, type_):
@@ -117,5 +143,5 @@ def test_a_sweep_of_indexes_needs_ads_alone_and_ends_with_one_table(tmp_path, ty
     assert "can be indexed, not trained on" in done.stdout
     table = (tmp_path / "sweep" / "sweep.md").read_text()
     assert table.splitlines()[2].startswith("| run | texts that collide | relative error | used on level 1 |")
-    assert "| quantizer.levels=2 |" in table
+    assert "| levels=2 |" in table
     assert {path.name for path in (tmp_path / "sweep" / "0").iterdir()} >= {"index.md", "index.png", "result.json"}

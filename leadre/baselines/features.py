@@ -63,14 +63,14 @@ def describe_targets(
     aged = past.join(now, on="target", how="left", maintain_order="left").with_columns(
         age=(pl.col("now") - pl.col("time")) / DAY
     )
-    facets = aged.join(_facets(world), on=["domain", "item_id"], how="inner", maintain_order="left")
+    told = aged.join(facets(world), on=["domain", "item_id"], how="inner", maintain_order="left")
     decayed = [
-        facets.group_by("target", "facet", maintain_order=True)
+        told.group_by("target", "facet", maintain_order=True)
         .agg(weight=(2.0 ** (-pl.col("age") / half_life)).sum().log1p())
         .select("target", feature=pl.lit(f"{half_life:g} days ") + pl.col("facet"), weight="weight")
         for half_life in half_lives_days
     ]
-    return pl.concat([_profiles(world.users, targets), *decayed]).sort("target", "feature")
+    return pl.concat([profiles(world.users, targets), *decayed]).sort("target", "feature")
 
 
 def vocabulary(described: pl.DataFrame, *, min_count: int) -> pl.Series:
@@ -91,15 +91,16 @@ def to_bags(described: pl.DataFrame, names: pl.Series, *, num_targets: int) -> B
     )
 
 
-def _profiles(users: pl.DataFrame, targets: pl.DataFrame) -> pl.DataFrame:
+def profiles(users: pl.DataFrame, targets: pl.DataFrame) -> pl.DataFrame:
+    """Columns ``target``, ``feature`` and ``weight`` (1): what is known of each target's user, fields by name."""
     rows = targets.select("user_id").with_row_index("target").join(users, on="user_id", how="left")
     long = rows.drop("user_id").unpivot(index="target", variable_name="field").drop_nulls("value")
     name = pl.lit("profile ") + pl.col("field") + " " + pl.col("value")
     return long.select(pl.col("target").cast(pl.Int64), feature=name, weight=pl.lit(1.0))
 
 
-def _facets(world: Tables) -> pl.DataFrame:
-    """Columns ``domain``, ``item_id``, ``facet``: what is known of each item."""
+def facets(world: Tables) -> pl.DataFrame:
+    """Columns ``domain``, ``item_id``, ``facet``: what is known of each ad and content; of content not its id."""
     ads = world.ads.rename({"ad_id": "item_id"})
     parts = [_named(ads.with_columns(ad="item_id"), name, "ad") for name in ("ad", *AD_FIELDS)]
     attributes = ads.select("item_id", "attributes").explode("attributes").rename({"attributes": "attribute"})

@@ -14,24 +14,33 @@ from leadre.baselines.config import BaselinesConfig, LinearConfig
 from leadre.baselines.features import Tables, describe_targets, to_bags, vocabulary
 from leadre.baselines.linear import LinearModel, fit, predict
 from leadre.baselines.lists import ranked_in_chunks
+from leadre.baselines.past import read_tables
 from leadre.baselines.popularity import own_history_lists, popular_lists, train_counts
 from leadre.data.split import histories
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 
 
-def recommend(config: BaselinesConfig, world: Path, catalog: Path, *, out: Path) -> None:
+def recommend(config: BaselinesConfig, world: Path, catalog: Path, *learned: Path, out: Path) -> None:
     """Write lists for the users with a test target: ``popularity``, ``own_history``, ``linear`` ``.parquet``.
 
     Only ads of the catalog (``sids.parquet``) are recommended. Histories end strictly before the test
-    target; counts and the linear model are made from train targets alone.
+    target; counts and the linear model are made from train targets alone. The lists of learned baselines, which
+    `leadre.baselines.learn.learn` has written, are put beside them under their names.
+
+    Args:
+        config: Which baselines.
+        world: Ads, users, contents, behaviors and split.
+        catalog: Holds ``sids``.
+        learned: A folder with ``lists.parquet`` for each of ``config.learned``, in the order of their sorted names.
+        out: Gets a table of lists a baseline.
 
     Raises:
         ValueError: If no train target is in the catalog, or the linear model's training diverges.
     """
-    known = _read_world(world)
+    known = read_tables(world)
     split = tables.read(tables.SPLIT, world / "split.parquet")
     ads = sorted(tables.read(tables.SIDS, catalog / "sids.parquet")["ad_id"].to_list())
     test = split.filter(pl.col("role") == "test").sort("user_id", maintain_order=True)
@@ -45,6 +54,8 @@ def recommend(config: BaselinesConfig, world: Path, catalog: Path, *, out: Path)
             config.linear, known, split, ads, size=size, window_days=config.window_days, seed=config.seed
         ),
     }
+    for name, folder in zip(sorted(config.learned), learned, strict=True):
+        results[name] = tables.read(tables.LISTS, folder / "lists.parquet")
     for name, lists in results.items():
         tables.write(tables.LISTS, lists, out / f"{name}.parquet")
         log.info("baseline %s: lists of %s users", name, len(users))
@@ -122,12 +133,3 @@ def ad_groups(ads: pl.DataFrame, catalog: Sequence[str]) -> tuple[Tensor, int]:
         codes.append(torch.from_numpy(place + count))
         count += int(place.max()) + 1
     return torch.stack(codes), count
-
-
-def _read_world(world: Path) -> Tables:
-    return Tables(
-        ads=tables.read(tables.ADS, world / "ads.parquet"),
-        users=tables.read(tables.USERS, world / "users.parquet"),
-        contents=tables.read(tables.CONTENTS, world / "contents.parquet"),
-        behaviors=tables.read(tables.BEHAVIORS, world / "behaviors.parquet"),
-    )

@@ -4,12 +4,46 @@
 number from 0 on. Duplicates are dropped before the cut; places without an ad do not count as anything.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leadre.metrics.ranking import NO_AD, Rows, Scores, deduplicate, share
+from leadre.metrics.ranking import NO_AD, Rows, Scores, deduplicate, first_places, share
+
+
+class Spread(NamedTuple):
+    """How the first K ads of N users spread over categories: ``(N,)`` each, as the functions of the same names."""
+
+    concentration: Scores
+    abundance: Scores
+
+    @property
+    def diversity(self) -> Scores:
+        """As the function `diversity`."""
+        effective: Scores = np.sqrt(self.abundance / self.concentration)
+        return effective
+
+
+def spread(lists: Rows, categories: NDArray[np.integer[Any]], *, k: int) -> Spread:
+    """Concentration@K and Abundance@K, and Diversity@K made of the two, with one look at the lists.
+
+    Raises:
+        ValueError: If ``k`` is below 1, or a listed ad has no category.
+
+    Example:
+        >>> of_users = spread(np.array([[0, 1, 2, 3]]), np.array([7, 7, 7, 4]), k=4)
+        >>> of_users.concentration.tolist(), of_users.abundance.tolist()
+        ([0.75], [2.0])
+    """
+    found = top_categories(lists, categories, k=k)
+    times = np.zeros_like(found)  # (N, K): how often the category of this place stands among the K
+    for column in found.T:
+        times += found == column[:, None]
+    listed = found != NO_AD
+    most = np.where(listed, times, 0).max(axis=1, initial=0)
+    kinds = first_places(found).sum(axis=1, dtype=np.float64)
+    return Spread(share(most, listed.sum(axis=1), empty=1.0), kinds)
 
 
 def concentration(lists: Rows, categories: NDArray[np.integer[Any]], *, k: int) -> Scores:
@@ -24,8 +58,7 @@ def concentration(lists: Rows, categories: NDArray[np.integer[Any]], *, k: int) 
         >>> concentration(np.array([[0, 1, 2, 3]]), np.array([7, 7, 7, 4]), k=4).tolist()
         [0.75]
     """
-    counts = _category_counts(lists, categories, k)
-    return share(counts.max(axis=1, initial=0), counts.sum(axis=1), empty=1.0)
+    return spread(lists, categories, k=k).concentration
 
 
 def abundance(lists: Rows, categories: NDArray[np.integer[Any]], *, k: int) -> Scores:
@@ -38,8 +71,7 @@ def abundance(lists: Rows, categories: NDArray[np.integer[Any]], *, k: int) -> S
         >>> abundance(np.array([[0, 1, 2, 3]]), np.array([7, 7, 7, 4]), k=4).tolist()
         [2.0]
     """
-    found: Scores = (_category_counts(lists, categories, k) > 0).sum(axis=1, dtype=np.float64)
-    return found
+    return spread(lists, categories, k=k).abundance
 
 
 def diversity(lists: Rows, categories: NDArray[np.integer[Any]], *, k: int) -> Scores:
@@ -57,8 +89,7 @@ def diversity(lists: Rows, categories: NDArray[np.integer[Any]], *, k: int) -> S
         >>> diversity(np.arange(8)[None], categories, k=8).round(2).tolist()
         [2.53]
     """
-    effective: Scores = np.sqrt(abundance(lists, categories, k=k) / concentration(lists, categories, k=k))
-    return effective
+    return spread(lists, categories, k=k).diversity
 
 
 def global_concentration(lists: Rows, categories: NDArray[np.integer[Any]], *, k: int) -> float:
@@ -71,12 +102,36 @@ def global_concentration(lists: Rows, categories: NDArray[np.integer[Any]], *, k
         >>> global_concentration(np.array([[0, 1], [1, 2]]), np.array([7, 7, 4]), k=2)
         0.75
     """
-    counts = np.bincount(_tops(lists, categories, k)[1])
-    return float(counts.max() / counts.sum()) if counts.size else float("nan")
+    return most_frequent(category_counts(lists, categories, k=k))
 
 
-def _tops(lists: Rows, categories: NDArray[np.integer[Any]], k: int) -> tuple[Rows, Rows]:
-    """The user and the category of each recommended ad, as two flat arrays."""
+def category_counts(lists: Rows, categories: NDArray[np.integer[Any]], *, k: int) -> NDArray[np.int64]:
+    """How often each category stands among the first K ads of all lists: ``(C,)``; counts of blocks of users add up.
+
+    Example:
+        >>> category_counts(np.array([[0, 1], [1, 2]]), np.array([1, 1, 0]), k=2).tolist()
+        [1, 3]
+    """
+    found = top_categories(lists, categories, k=k)
+    return np.bincount(found[found != NO_AD], minlength=int(categories.max(initial=-1)) + 1)
+
+
+def most_frequent(counts: NDArray[np.int64]) -> float:
+    """The share of the most frequent category; NaN where nothing was counted.
+
+    Example:
+        >>> most_frequent(np.array([1, 3]))
+        0.75
+    """
+    return float(counts.max() / counts.sum()) if counts.any() else float("nan")
+
+
+def top_categories(lists: Rows, categories: NDArray[np.integer[Any]], *, k: int) -> Rows:
+    """The category of each of the first K ads of the lists without duplicates, -1 where there is no ad: ``(N, <=K)``.
+
+    Raises:
+        ValueError: If ``k`` is below 1, or a listed ad has no category.
+    """
     if k < 1:
         raise ValueError(f"k is {k}, but a list is cut at 1 or later")
     if lists.size and lists.max() >= len(categories):
@@ -84,13 +139,6 @@ def _tops(lists: Rows, categories: NDArray[np.integer[Any]], k: int) -> tuple[Ro
             f"lists holds the row {lists.max()}, but categories has {len(categories)} rows: "
             "give the category of every catalog row"
         )
-    top = deduplicate(lists)[:, :k]
-    users, places = np.nonzero(top != NO_AD)
-    return users, categories[top[users, places]]
-
-
-def _category_counts(lists: Rows, categories: NDArray[np.integer[Any]], k: int) -> NDArray[np.int64]:
-    """``(N, C)``: how often each category stands in a user's first K."""
-    users, found = _tops(lists, categories, k)
-    width = int(found.max(initial=0)) + 1
-    return np.bincount(users * width + found, minlength=len(lists) * width).reshape(len(lists), width)
+    # What stands last answers for the places without an ad, whose row is -1.
+    found: Rows = np.append(categories, NO_AD).astype(np.int32)[deduplicate(lists)[:, :k]]
+    return found

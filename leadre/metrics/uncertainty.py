@@ -2,6 +2,10 @@
 
 ``values`` is ``(N, V)``: V numbers a user, NaN where a user is not scored. The same draw of users serves all V
 columns and both sides of a comparison, so that what users have in common cancels out.
+
+Of millions of users a `Tally` keeps how often which number was seen: for a column's bootstrap that is all there is to
+know, since a draw of N users with replacement is a multinomial draw of these counts. A tally of the differences of two
+systems is their paired comparison.
 """
 
 from statistics import NormalDist
@@ -13,6 +17,8 @@ from numpy.typing import NDArray
 Scores = NDArray[np.float64]
 
 _DRAWS_AT_ONCE = 32
+_LOWER_BITS = np.uint64(48)
+"""Bits of a number that do not tell its bin: all but the sign, the exponent and 4 of the fraction."""
 
 
 class Interval(NamedTuple):
@@ -36,6 +42,74 @@ class Difference(NamedTuple):
     low: Scores
     high: Scores
     ratio: Scores
+
+
+class Tally:
+    """One number a user, added block by block, kept as counts of alike numbers: kilobytes for any number of users.
+
+    Our choice: alike are numbers that agree in the upper 16 bits of their float64, so within a sixteenth of each other;
+    of each such bin count, sum and sum of squares are kept. The mean is exact. A bin of equal numbers, as those of hits
+    and shares of short lists are, is drawn exactly as the bootstrap draws its users; the numbers drawn of any other bin
+    add up to a normal number with the right mean and variance.
+    """
+
+    def __init__(self) -> None:
+        self.unscored = 0
+        self._bins = np.empty(0, dtype=np.int64)
+        self._totals = np.empty((3, 0))  # counts, sums, sums of squares
+
+    def add(self, values: Scores) -> None:
+        """Add ``(N,)`` users' numbers; NaN is a user that is not scored."""
+        scored = values[~np.isnan(values)] + 0.0  # -0 is 0
+        self.unscored += len(values) - len(scored)
+        bins = (scored.view(np.uint64) >> _LOWER_BITS).astype(np.int64)
+        found = np.stack([np.bincount(bins, weights) for weights in (None, scored, scored**2)])
+        seen = np.flatnonzero(found[0])
+        known = np.union1d(self._bins, seen)
+        totals = np.zeros((3, len(known)))
+        totals[:, np.searchsorted(known, self._bins)] = self._totals
+        totals[:, np.searchsorted(known, seen)] += found[:, seen]
+        self._bins, self._totals = known, totals
+
+    @property
+    def scored(self) -> int:
+        """How many users are scored."""
+        return int(self._totals[0].sum())
+
+    @property
+    def total(self) -> float:
+        """The sum over users."""
+        return float(self._totals[1].sum())
+
+    @property
+    def mean(self) -> float:
+        """The mean over the users that are scored; NaN where none is."""
+        return self.total / self.scored if self.scored else float("nan")
+
+    def resampled_means(self, *, samples: int, generator: np.random.Generator) -> Scores:
+        """Draw the users again, with replacement, and take the mean over those that are scored: ``(samples,)``.
+
+        Raises:
+            ValueError: As the function of the same name.
+        """
+        counts, sums, squares = self._totals
+        users = self.scored + self.unscored
+        _check_draws(users, samples)
+        means = sums / counts
+        spreads = squares / counts - means**2
+        spreads[spreads < 1e-12 * means**2] = 0  # equal numbers, but for rounding
+        drawn = generator.multinomial(users, np.append(counts, self.unscored) / users, size=samples)[:, :-1]
+        noise = np.sqrt(drawn @ spreads) * generator.standard_normal(samples)
+        found = drawn.sum(axis=1)
+        again: Scores = np.full(samples, np.nan)
+        np.divide(drawn @ means + noise, found, out=again, where=found > 0)
+        return again
+
+    def interval(self, *, samples: int, confidence: float, generator: np.random.Generator) -> tuple[float, float]:
+        """The percentile interval of the mean, as `bootstrap_interval`; NaN where no user is scored."""
+        means = self.resampled_means(samples=samples, generator=generator)
+        low, high = _percentiles(means[:, None], confidence)
+        return float(low[0]), float(high[0])
 
 
 def wilson(hits: int, users: int, *, confidence: float) -> tuple[float, float]:
@@ -80,9 +154,8 @@ def resampled_means(values: Scores, *, samples: int, generator: np.random.Genera
     """
     if values.ndim != 2 or not len(values):
         raise ValueError(f"values is {values.shape}, must be (users, metrics) with 1 user or more")
-    if samples < 1:
-        raise ValueError(f"samples is {samples}, but an interval needs 1 or more: use about 1000")
     users = len(values)
+    _check_draws(users, samples)
     scored = ~np.isnan(values)
     filled = np.where(scored, values, 0.0)
     means = np.empty((samples, values.shape[1]))
@@ -155,8 +228,16 @@ def _percentiles(means: Scores, confidence: float) -> Interval:
     # A draw in which no user is scored says nothing; a column in which no draw says anything stays NaN.
     low, high = np.full((2, means.shape[1]), np.nan)
     told = ~np.isnan(means).all(axis=0)
-    low[told], high[told] = np.nanquantile(means[:, told], [tail, 1 - tail], axis=0)
+    if told.any():
+        low[told], high[told] = np.nanquantile(means[:, told], [tail, 1 - tail], axis=0)
     return Interval(low=low, high=high)
+
+
+def _check_draws(users: int, samples: int) -> None:
+    if users < 1:
+        raise ValueError("there are 0 users: an interval needs 1 or more")
+    if samples < 1:
+        raise ValueError(f"samples is {samples}, but an interval needs 1 or more: use about 1000")
 
 
 def _checked(confidence: float) -> float:

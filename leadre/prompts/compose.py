@@ -94,6 +94,45 @@ def compose(config: PromptsConfig, world: Path, catalog: Path, *, out: Path) -> 
     write_about(out, config, language, next_n=config.next_n, pairs=counts)
 
 
+class Ingredients(NamedTuple):
+    """What prompts of the main task are composed of, for some test targets: arguments of `tasks.next_ad`.
+
+    Attributes:
+        targets: One row a prompt: ``target``, ``user_id``, ``ad_id``, ``profile``, ``summary``, ``template`` and more.
+        history: The behaviors that are shown, as `leadre.prompts.components` describes them.
+        templates: Of the world's language.
+    """
+
+    targets: pl.DataFrame
+    history: pl.DataFrame
+    templates: Sequence[Template]
+
+
+def ingredients(
+    config: PromptsConfig, world: Path, catalog: Path, *, users: pl.Series | None = None
+) -> Iterator[Ingredients]:
+    """Yield what ``main.test.parquet`` is composed of, some users at a time: for studies that change a history.
+
+    Args:
+        config: As for `compose`, and so are the folders and what is refused.
+        world: Holds the users and their behaviors.
+        catalog: Holds the S-IDs.
+        users: Ids of those whose targets are wanted; None is all.
+    """
+    check_arrangement(config.arrangement)
+    language = json.loads((world / "world.json").read_text(encoding="utf-8"))["language"]
+    templates, sources = templates_of(language), _sources(world, catalog, config)
+    listed = sources.items.filter("listed").select(ad_id="item_id")
+    split = tables.read(tables.SPLIT, world / "split.parquet").filter(pl.col("role") == "test")
+    targets = split.join(listed, on="ad_id", how="semi", maintain_order="left")
+    if users is not None:
+        targets = targets.join(users.to_frame("user_id"), on="user_id", how="semi", maintain_order="left")
+    targets = _augmented(targets, config, templates=len(templates), role="test")
+    for chunk, known in _chunks(windows(targets, config), sources, templates, config):
+        told = described(chunk, known, templates[0].wording, config)
+        yield Ingredients(told, history_of(chunk, known, config), templates)
+
+
 def write_about(out: Path, config: PromptsConfig, language: str, **more: object) -> None:
     """Write ``prompts.json``: what a reader of prompts must know of how they were made."""
     about = {

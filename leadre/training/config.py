@@ -3,7 +3,8 @@
 Other devices or threads add in another order, so the last digits of a result may differ; the manifest records them.
 """
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -47,14 +48,25 @@ class FileLogs:
 
 @settings
 class WandbLogs:
-    """Metrics also go to Weights & Biases; without a key they are kept offline for ``wandb sync``."""
+    """Metrics also go to Weights & Biases; without a key they are kept offline for ``wandb sync``.
+
+    Attributes:
+        kind: Which of the logs this is.
+        project: W&B's project.
+        entity: W&B's user or team; None is the key's own.
+        group: What W&B shows together.
+        tags: What W&B can filter by.
+        folder: Where the local ``wandb`` folder is made.
+        settings: What a run shows as its config.
+    """
 
     kind: Literal["wandb"]
     project: Annotated[str, Field(min_length=1)]
     entity: str | None
     group: str | None
-    tags: tuple[str, ...]
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...]
     folder: str
+    settings: Mapping[str, Any]
 
 
 LoggerConfig = Annotated[FileLogs | WandbLogs, Field(discriminator="kind")]

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -138,7 +139,7 @@ class Unfailing(Logger):
             act(self.logger)
         except Exception as error:  # whatever it is, it is not worth a training
             self.logger = None
-            why = f"{type(error).__name__}: {_first_line(error)}"
+            why = f"{type(error).__name__}: {first_line(error)}"
             log.warning("W&B failed (%s): it goes on without; %s", why, self.remedy)
 
 
@@ -151,22 +152,31 @@ def loggers(
         case FileLogs():
             return [files]
         case WandbLogs():
-            run = wandb_run(config, name=name, job_type=name.split(".")[0])
+            about = {"stage": name, "result": f"{folder.parent.name}/{folder.name.removesuffix('.partial')}"}
+            run = wandb_run(config, name=name, job_type=name.split(".")[0], about=about)
             return [files] if run is None else [files, Unfailing(run, remedy=_remedy(config))]
 
 
-def wandb_run(config: WandbLogs, *, name: str, job_type: str) -> WandbLogger | None:
+def wandb_run(
+    config: WandbLogs, *, name: str, job_type: str, about: Mapping[str, object] | None = None
+) -> WandbLogger | None:
     """A W&B run that has started; offline without WANDB_API_KEY and netrc entry, or when W&B cannot be reached.
 
     Nothing that W&B does ends a training. It is waited for half a minute at most, once a process: Lightning sets
     WANDB_MODE to offline for the rest.
+
+    Args:
+        config: Where the run is, and the settings that W&B shows as the run's config.
+        name: The run's.
+        job_type: What kind of run it is.
+        about: What the run's config tells beside the settings.
     """
-    for offline in [True] if not _has_wandb_key() else [False, True]:
+    for offline in [True] if not has_wandb_key() else [False, True]:
         try:
-            run = _wandb_logger(config, name=name, job_type=job_type, offline=offline)
+            run = _wandb_logger(config, name=name, job_type=job_type, about=about or {}, offline=offline)
             _ = run.experiment  # starts it
         except Exception as error:  # whatever it is, it is not worth a training
-            why = f"{type(error).__name__}: {_first_line(error)}"
+            why = f"{type(error).__name__}: {first_line(error)}"
             log.warning("W&B cannot be had (%s): it goes on without; %s", why, _remedy(config))
         else:
             return run
@@ -184,11 +194,14 @@ def log_scores(config: WandbLogs, systems: Mapping[str, Mapping[str, float | Non
     sink.finalize("success")
 
 
-def _wandb_logger(config: WandbLogs, *, name: str, job_type: str, offline: bool) -> WandbLogger:
+def _wandb_logger(
+    config: WandbLogs, *, name: str, job_type: str, about: Mapping[str, object], offline: bool
+) -> WandbLogger:
     import wandb  # heavy, and not needed without it
 
     Path(config.folder).mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"entity": config.entity, "group": config.group, "tags": list(config.tags)}
+    options["config"] = {**config.settings, **about}
     if offline:
         options["mode"] = "offline"  # once it was online, W&B overlooks the WANDB_MODE that Lightning sets
     return WandbLogger(
@@ -210,16 +223,25 @@ def _remedy(config: WandbLogs) -> str:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an error says: W&B's go on for pages."""
     return (str(error).splitlines() or [""])[0]
 
 
-def _has_wandb_key() -> bool:
+def has_wandb_key() -> bool:
+    """Whether there is a key to send runs with, in WANDB_API_KEY or netrc, and WANDB_MODE does not forbid it."""
     if os.environ.get("WANDB_MODE") in {"offline", "disabled", "dryrun"}:
         return False
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(urlsplit(wandb_url()).hostname or "") is not None
+    except (ImportError, OSError, netrc.NetrcParseError):
         return False
+
+
+def wandb_url() -> str:
+    """The W&B server: WANDB_BASE_URL, or what W&B itself takes without it."""
+    import wandb
+
+    return os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)

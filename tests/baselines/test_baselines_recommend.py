@@ -27,6 +27,7 @@ CONFIG = BaselinesConfig(
         max_epochs=5,
         patience=2,
     ),
+    learned={},
 )
 
 

@@ -1,13 +1,13 @@
-import csv
 import json
 
 import polars as pl
 import pytest
 from hydra import compose, initialize_config_dir
 
-from experiments import study
+from experiments.content import content_of
 from experiments.next_n import STUDY, measured
-from experiments.study import Found, Row, Study, overrides_of, study_grid, write_study
+from experiments.reporting.tables import grid_of
+from experiments.study import Found, Row, Study, settings_of
 from leadre import tables
 from leadre.artifacts import Store
 from leadre.config import CONF, load
@@ -54,38 +54,28 @@ def scores(tmp_path):
 
 
 def test_lists_costs_and_tuning_are_measured_as_by_hand(scores):
-    assert measured(scores) == {"distinct": 4, "filled": 5 / 12, "seconds": 250.0, "tokens": 1.5}
+    assert measured(scores) == {"distinct": 4, "filled": 5 / 12, "seconds": 250.0}
 
 
 def test_measures_are_columns_behind_the_scores(scores, tmp_path):
-    given = Study("x", "", ("HR@8",), (Row("a", ()), Row("b", (), control=True)), ("HR@8",), STUDY.measures)
-    found = Found({"a": [scores], "b": [scores]}, {}, [0])
-    grid = study_grid(given, found)
-    assert grid.head[1:6] == ("HR@8", *STUDY.measures)
-    assert grid.rows[0][1:6] == (
-        "0.2500 ±0.0000",
-        "4.0000 ±0.0000",
-        "0.4167 ±0.0000",
-        "250.0 ±0.0",
-        "1.5000 ±0.0000",
-    )
-    write_study(tmp_path / "out", given, found, command="x")
-    with (tmp_path / "out" / "table.csv").open(newline="") as file:
-        (line, _) = csv.DictReader(file)
-    assert (line["HR@8"], line["CPU s/1,000 users"], line["scores"]) == ("0.25", "250.0", scores.key)
-    assert study.as_json(given, found)["rows"]["a"]["scores"]["distinct ads"] == [4.0]
+    given = Study("x", "", "", ("HR@8",), (Row("a", ()), Row("b", (), control=True)), ("HR@8",), (), STUDY.measures)
+    found = Found({"a": {0: scores}, "b": {0: scores}}, {}, [0])
+    content = content_of(given, found, store=tmp_path, command="x", seconds=1.0)
+    grid = grid_of(content)
+    assert grid.head[1:5] == ("HR@8", *STUDY.measures)
+    assert grid.rows[0][1:5] == ("0.2500 ±0.0000", "4.0000 ±0.0000", "0.4167 ±0.0000", "250.0 ±0.0")
+    assert grid.rows[0][5:] == ("7", "1.50")  # steps and tokens of the tuning behind it
+    assert content["rows"][0]["runs"][0]["scores"]["distinct ads"] == 4.0
 
 
 def test_lists_that_a_killed_run_had_made_have_no_pace(tmp_path, monkeypatch):
     monkeypatch.setitem(ABOUT, "users_of_this_run", 0)
-    scores = _made(tmp_path)
-    assert measured(scores)["seconds"] is None
-    grid = study_grid(STUDY._replace(columns=("HR@8",)), Found({STUDY.rows[0].name: [scores]}, {}, [0]))
-    assert grid.rows[0][4] == "–"
+    assert measured(_made(tmp_path))["seconds"] is None
 
 
 def test_every_row_composes_and_shares_all_but_its_last_stage_and_its_decoding():
-    runs = {row.name: _run(*overrides_of(row, STUDY, ["sft.tuning.learning_rate=1e-3"])) for row in STUDY.rows}
+    settings = settings_of(STUDY, ["sft.tuning.learning_rate=1e-3"])
+    runs = {name: _run(*overrides) for name, overrides in settings.items()}
     first, *others = runs.values()
     for run in others:
         assert (run.prompts, run.lm, run.data, run.quantizer) == (
@@ -104,7 +94,6 @@ def test_every_row_composes_and_shares_all_but_its_last_stage_and_its_decoding()
 
 
 def test_the_options_on_disk_are_the_curricula_of_the_rows():
-    plain, several, *_ = STUDY.rows
-    for row, option in ((plain, ()), (several, ("sft=ex_im_next_n",))):
-        on_disk = _run("prompts.next_n=4", *option).sft
-        assert on_disk == _run(*overrides_of(row, STUDY, [])).sft
+    plain, several, *_ = settings_of(STUDY, []).values()
+    for overrides, option in ((plain, ()), (several, ("sft=ex_im_next_n",))):
+        assert _run("prompts.next_n=4", *option).sft == _run(*overrides).sft

@@ -1,29 +1,28 @@
+"""Rows and seeds over a store; what is left of a study, and what it may claim."""
+
 import csv
+import importlib
 import json
+import pkgutil
 from functools import cache
-from pathlib import Path
 
 import polars as pl
 import pytest
 
-from experiments import alignment_value, information_controlled_sids, study, table4_embedding_sids
-from experiments.study import (
-    Found,
-    Row,
-    Study,
-    notes,
-    of_users,
-    overrides_of,
-    run_study,
-    seeds_and_overrides,
-    study_grid,
-)
-from leadre.artifacts import Result
-from leadre.config import check
+import experiments
+from experiments import run, study
+from experiments.content import content_of, of_users
+from experiments.reporting.tables import grid_of, write_tables
+from experiments.run import run_study
+from experiments.study import Claim, Found, Row, Study, configured, run_rows, seeds_and_overrides, settings_of
+from leadre.artifacts import Store
+from leadre.config import ConfigError, check
 
+VERSION = 1
 STUDY = Study(
     name="colors",
     title="Which color",
+    question="Which color is best?",
     columns=("HR@8", "LTRR@8"),
     rows=(
         Row("red", ("embedding=lsa",), paper={"HR@8": 0.2}),
@@ -32,7 +31,15 @@ STUDY = Study(
         Row("gray", ("quantizer=tiny",), control=True),
     ),
     compared=("HR@8",),
+    claims=(
+        Claim("green beats red", "green", "red", "HR@8", ("gray", "red"), "folklore"),
+        Claim("red beats green", "red", "green", "HR@8", ("gray", "red"), "folklore"),
+        Claim("blue beats red", "blue", "red", "HR@8", ("gray", "red"), "folklore"),
+        Claim("green beats gray", "green", "gray", "HR@8", None, "folklore"),
+    ),
 )
+HITS = {"red": 20, "green": 120, "gray": 10}
+USERS = 200
 
 
 @cache
@@ -45,72 +52,172 @@ def _what_rows_have_in_common_is_checked_once(monkeypatch):
     monkeypatch.setattr(study, "check", lambda overrides: _checked(*overrides))
 
 
-def _scores(folder: Path, ranks: list[int | None]) -> Result:
-    folder.mkdir()
-    frame = {"user_id": [f"u{i}" for i in range(len(ranks))], "system": ["LEADRE"] * len(ranks), "rank": ranks}
-    pl.DataFrame(frame, schema_overrides={"rank": pl.Int32}).write_parquet(folder / "per_user.parquet")
-    hits = sum(rank is not None and rank <= 8 for rank in ranks) / len(ranks)
-    (folder / "scores.json").write_text(json.dumps({"systems": {"LEADRE": {"HR@8": hits, "LTRR@8": 0.5}}}))
-    return Result("scores", folder.name, folder, 0.0, False)
+def _tuned(config, *, out):
+    (out / "budget.json").write_text(json.dumps({"steps": 10, "tokens": 3000, "tasks": {"main": 1}}))
+
+
+def _scores(config, tuned, *, out):
+    ranks = [1] * config["hits"] + [None] * (USERS - config["hits"])
+    frame = {"user_id": [f"u{i:03}" for i in range(USERS)], "system": ["LEADRE"] * USERS, "rank": ranks}
+    pl.DataFrame(frame, schema_overrides={"rank": pl.Int32}).write_parquet(out / "per_user.parquet")
+    systems = {"LEADRE": {"HR@8": config["hits"] / USERS, "LTRR@8": 0.5}}
+    (out / "scores.json").write_text(json.dumps({"systems": systems, "users": USERS}))
+
+
+def _made(folder, hits, seed):
+    store = Store(folder)
+    tuned = store.make("sft", _tuned, {"seed": seed})
+    return store.make("scores", _scores, {"hits": hits + seed, "seed": seed}, tuned)
 
 
 @pytest.fixture
 def found(tmp_path):
-    """Two seeds, four users; blue has no weights."""
-    scores = {
-        "red": [_scores(tmp_path / "r0", [1, None, None, None]), _scores(tmp_path / "r1", [2, 3, None, None])],
-        "green": [_scores(tmp_path / "g0", [1, 2, 3, None]), _scores(tmp_path / "g1", [1, 2, 3, 9])],
-        "gray": [_scores(tmp_path / "x0", [None] * 4), _scores(tmp_path / "x1", [None] * 4)],
-    }
-    return Found(scores, {"blue": "no weights"}, [0, 1])
+    """Three seeds; blue has no weights."""
+    made = {name: {seed: _made(tmp_path, hits, seed) for seed in range(3)} for name, hits in HITS.items()}
+    return Found({**made, "blue": {}}, {"blue": "seed 0: ValueError: no weights"}, [0, 1, 2])
 
 
-def test_a_row_tells_mean_half_range_the_papers_number_and_the_difference_from_the_first(found):
-    grid = study_grid(STUDY, found)
-    assert grid.head[:3] == ("", "HR@8", "LTRR@8")
+@pytest.fixture
+def content(found, tmp_path):
+    return content_of(STUDY, found, store=tmp_path, command="python -m experiments.colors", seconds=1.0)
+
+
+def test_a_row_tells_mean_half_range_change_and_the_papers_number(content):
+    grid = grid_of(content)
+    assert grid.head == ("", "HR@8", "LTRR@8", "steps", "M tokens")
     red, green, blue, gray = grid.rows
-    assert red[:4] == ("red", "0.3750 ±0.1250 [0.2000]", "0.5000 ±0.0000", "–")
-    assert green[:3] == ("green", "0.7500 ±0.0000", "0.5000 ±0.0000")
-    assert green[3].startswith("+0.3750 (")
-    low, high = (float(end) for end in green[3].removesuffix(")").partition("(")[2].split(" to "))
-    assert low <= 0.375 <= high
-    assert green[4].startswith("+0.7500 (")  # gray, the only control, hits nobody
+    assert red == ("red", "0.1050 ±0.0050 [0.2000]", "0.5000 ±0.0000", "10", "0.00")
+    assert green[1] == "0.6050 ±0.0050 +476.2%"
     assert blue == ("blue", "– [0.4000]", "–", "–", "–")
-    assert gray[3].startswith("-0.3750 (")
-    assert gray[4] == "–"
+    assert gray[0] == "gray (control)"
 
 
-def test_the_notes_say_what_was_not_run_and_what_may_not_be_claimed(found):
-    told = " ".join(notes(STUDY, found))
-    assert "Not run: blue: no weights" in told
-    assert "Fewer than three seeds" in told
-    assert "No negative control" not in told
-    alone = Found({"red": found.scores["red"]}, {}, [0, 1, 2])
-    assert "No negative control was run" in " ".join(notes(STUDY, alone))
+def test_every_number_names_the_result_behind_it_and_what_its_tuning_cost(content, tmp_path):
+    for row in content["rows"]:
+        for told in row["runs"]:
+            path = tmp_path / told["path"]
+            assert json.loads((path / "manifest.json").read_text())["key"] == told["key"]
+            assert json.loads((path / "scores.json").read_text())["systems"]["LEADRE"]["HR@8"] == told["scores"]["HR@8"]
+            assert [(stage["name"], stage["steps"]) for stage in told["stages"]] == [("sft: main", 10)]
+            assert (told["steps"], told["tokens"]) == (10, 3000)
+    assert content["builds"] == {"asked": 18, "built": 12}, "three tunings are shared by all rows"
 
 
-def test_a_row_that_cannot_run_does_not_stop_the_others_and_everything_is_written(tmp_path, monkeypatch, capsys):
-    def scored(overrides, seed):
-        if "embedding=lsa_chinese" in overrides:
-            raise ValueError("no weights here")
-        return _scores(tmp_path / f"{overrides[-1]}_{seed}", [1, None])
+def test_claims_are_judged_by_their_intervals_seeds_and_controls(content):
+    verdicts = {claim["text"]: claim["verdict"] for claim in content["claims"]}
+    assert verdicts == {
+        "green beats red": "holds",
+        "red beats green": "fails",
+        "blue beats red": "undecided",
+        "green beats gray": "undecided",
+    }
+    green, red, blue, gray = content["claims"]
+    assert green["difference"]["mean"] == pytest.approx(0.5)
+    assert green["difference"]["low"] < 0.5 < green["difference"]["high"]
+    assert green["control_difference"]["mean"] == pytest.approx(-0.05)
+    assert green["difference"]["p_holm"] >= green["difference"]["p"]
+    assert green["our_change"] == pytest.approx(0.605 / 0.105 - 1)
+    assert red["control_difference"] == green["control_difference"]
+    assert (blue["why"], blue["difference"], blue["paper_change"]) == ("blue was not run", None, pytest.approx(1.0))
+    assert gray["why"] == "its negative control was not run"
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study, "scored", scored)
-    run_study(STUDY, ["seeds=3,4", "compute.threads=1"])
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last["seeds"] == [3, 4]
-    assert last["not_run"] == {"blue": "no weights here"}
-    assert last["rows"]["green"]["keys"] == ["embedding=hashing_3", "embedding=hashing_4"]
-    (folder,) = (tmp_path / "outputs" / "colors").iterdir()
-    assert {path.name for path in folder.iterdir()} == {"table.md", "table.csv", "figure.png"}
-    with (folder / "table.csv").open(newline="") as file:
+
+def test_with_fewer_than_three_seeds_nothing_holds(found, tmp_path):
+    two = Found(
+        {name: {0: runs[0], 1: runs[1]} for name, runs in found.scores.items() if runs} | {"blue": {}}, {}, [0, 1]
+    )
+    content = content_of(STUDY, two, store=tmp_path, command="", seconds=0.0)
+    assert {claim["verdict"] for claim in content["claims"]} == {"undecided"}
+    assert "Fewer than three seeds: no claim may rest on this table." in content["notes"]
+
+
+def test_the_tables_show_the_hole_and_why(content, tmp_path):
+    write_tables(tmp_path, content)
+    page = (tmp_path / "table.md").read_text()
+    assert "Not run: blue: seed 0: ValueError: no weights" in page
+    assert "| holds" in page
+    with (tmp_path / "table.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert [(line["row"], line["seed"], line["HR@8"]) for line in lines[:2]] == [
-        ("red", "3", "0.5"),
-        ("red", "4", "0.5"),
-    ]
-    assert "python -m experiments.colors seeds=3,4 compute.threads=1" in (folder / "table.md").read_text()
+    assert len(lines) == 10
+    assert [line["not_run"] for line in lines if line["row"] == "blue"] == ["seed 0: ValueError: no weights"]
+    assert lines[0]["scores"] == content["rows"][0]["runs"][0]["key"]
+
+
+def test_ranks_give_hits_and_gains_as_by_hand_and_other_scores_have_columns(tmp_path):
+    result = _made(tmp_path, 0, 0)
+    ranks = {
+        "user_id": ["a", "b", "c", "d"],
+        "system": ["LEADRE"] * 4,
+        "rank": [1, 3, 9, None],
+        "LTRR@8": [0.5, None, 0, 1],
+    }
+    pl.DataFrame(ranks, strict=False).write_parquet(result.path / "per_user.parquet")
+    assert of_users([result, result], "LEADRE", "HR@8").tolist() == [[1, 1, 0, 0]] * 2
+    assert of_users([result], "LEADRE", "NDCG@8")[0].tolist() == [1, 0.5, 0, 0]
+    assert of_users([result], "LEADRE", "LTRR@8")[0].tolist() == pytest.approx([0.5, float("nan"), 0, 1], nan_ok=True)
+    with pytest.raises(ValueError, match=r"Dice@8 is no score of users in .*: it has user_id, system, rank, LTRR@8"):
+        of_users([result], "LEADRE", "Dice@8")
+
+
+def test_seeds_that_score_other_users_are_not_compared(tmp_path):
+    results = [_made(tmp_path, 0, seed) for seed in (0, 1)]
+    frame = pl.read_parquet(results[1].path / "per_user.parquet")[1:]
+    frame.write_parquet(results[1].path / "per_user.parquet")
+    with pytest.raises(ValueError, match="do not score the same users"):
+        of_users(results, "LEADRE", "HR@8")
+
+
+def _run(tmp_path, monkeypatch, make, rows=STUDY.rows, typed=()):
+    def scored(overrides, seed):
+        return make(next(text.partition("=")[2] for text in reversed(overrides) if not text.startswith("store")), seed)
+
+    given = STUDY._replace(rows=rows, claims=(), run=scored)
+    monkeypatch.setattr(run, "write_page", lambda folder, store: folder / "report.html")
+    monkeypatch.setattr(run, "write_index", lambda studies: studies / "index.html")
+    run_study(given, [*typed, f"store.root={tmp_path / 'store'}"])
+
+
+def test_a_row_that_fails_half_way_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    def make(option, seed):
+        if (option, seed) == ("lsa_chinese", 4):
+            raise RuntimeError("the disk is full")
+        return _made(tmp_path / "store", 5, seed)
+
+    _run(tmp_path, monkeypatch, make, typed=["seeds=3,4,5"])
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (folder,) = (tmp_path / "store" / "studies" / "colors").iterdir()
+    assert last["folder"] == str(folder)
+    assert {path.name for path in folder.iterdir()} == {"result.json", "table.md", "table.csv", "figure.png"}
+    content = json.loads((folder / "result.json").read_text())
+    assert content["command"].startswith("python -m experiments.colors seeds=3,4,5 store.root=")
+    runs = {row["name"]: [told["seed"] for told in row["runs"]] for row in content["rows"]}
+    assert runs == {"red": [3, 4, 5], "green": [3, 4, 5], "blue": [3], "gray": [3, 4, 5]}
+    assert content["rows"][2]["not_run"] == "seed 4: RuntimeError: the disk is full"
+
+
+def test_a_study_of_which_no_row_can_run_says_why(tmp_path, monkeypatch):
+    def make(option, seed):
+        raise ValueError("no weights here")
+
+    with pytest.raises(SystemExit, match="No row could be run:\nseed 0: ValueError: no weights here"):
+        _run(tmp_path, monkeypatch, make, rows=STUDY.rows[:1])
+
+
+def test_a_shifted_row_is_trained_with_other_seeds_and_stands_beside_the_studys():
+    rows = (Row("a", ()), Row("b", (), shift=100))
+    asked = []
+    given = STUDY._replace(rows=rows, run=lambda overrides, seed: asked.append(seed) or seed)
+    found = run_rows(given, {"a": [], "b": []}, [0, 1])
+    assert asked == [0, 100, 1, 101]
+    assert found.scores["b"] == {0: 100, 1: 101}
+
+
+def test_runs_that_go_to_wandb_are_grouped_and_tagged_by_study_row_and_seed():
+    seen = []
+    given = STUDY._replace(rows=STUDY.rows[:1], run=lambda overrides, seed: seen.append(overrides))
+    run_rows(given, {"red": ["logger=wandb"]}, [7])
+    assert seen == [["logger=wandb", "logger.group=colors", 'logger.tags=["colors", "red", "seed 7"]']]
+    check(seen[0])
 
 
 def test_a_wrong_override_stops_a_study_before_anything_runs():
@@ -118,32 +225,27 @@ def test_a_wrong_override_stops_a_study_before_anything_runs():
         run_study(STUDY, ["quantizer.levels=0"])
 
 
+def test_a_row_that_does_not_compose_is_named():
+    broken = STUDY._replace(rows=(Row("red", ()), Row("odd", ("sft=nope",))))
+    with pytest.raises(SystemExit, match=r"row 'odd' of colors does not compose \(sft=nope\): (.|\n)*no such option"):
+        run_study(broken, [])
+
+
 def test_a_rows_own_settings_win_and_the_studys_groups_that_it_replaces_are_left_out():
-    given = Study(
-        name="codes",
-        title="",
-        columns=("HR@8",),
-        rows=(
-            Row("rqvae", ()),
-            Row(
-                "random",
-                ("quantizer=random", "quantizer.levels={levels}", "quantizer.codebook_size={codebook_size}"),
-                control=True,
-            ),
-        ),
-        compared=("HR@8",),
-    )
+    random = ("quantizer=random", "quantizer.levels={levels}", "quantizer.codebook_size={codebook_size}")
+    given = STUDY._replace(name="codes", rows=(Row("rqvae", ()), Row("random", random, control=True)))
     typed = ["quantizer=medium", "quantizer.steps=700", "lm.seed=3"]
-    assert overrides_of(given.rows[0], given, typed) == typed
-    random = overrides_of(given.rows[1], given, typed)
-    assert random == ["lm.seed=3", "quantizer=random", "quantizer.levels=4", "quantizer.codebook_size=256"]
+    assert settings_of(given, typed) == {
+        "rqvae": typed,
+        "random": ["lm.seed=3", "quantizer=random", "quantizer.levels=4", "quantizer.codebook_size=256"],
+    }
 
 
 def test_what_the_rows_differ_in_may_not_be_set():
     with pytest.raises(SystemExit, match="embedding=hashing: this is what the rows of colors differ in"):
         run_study(STUDY, ["embedding=hashing"])
-    with pytest.raises(SystemExit, match=r"embedding.dimension=3: this is what"):
-        run_study(STUDY, ["embedding.dimension=3"])
+    with pytest.raises(ConfigError, match=r"embedding.dimension=3: this is what"):
+        settings_of(STUDY, ["embedding.dimension=3"])
 
 
 @pytest.mark.parametrize("typed", ["seeds=", "seeds=a", "seeds=[0,1]", "seeds=0,0,1", "seed=3"])
@@ -152,54 +254,47 @@ def test_wrong_seeds_are_told(typed):
         run_study(STUDY, [typed])
 
 
-def test_seeds_that_score_other_users_are_not_compared(tmp_path, found):
-    other = _scores(tmp_path / "other", [1, 2])
-    with pytest.raises(ValueError, match="do not score the same users"):
-        of_users([found.scores["red"][0], other], "LEADRE", "HR@8")
-
-
-def test_a_study_of_which_no_row_can_run_says_why(monkeypatch):
-    def scored(overrides, seed):
-        raise ValueError("no weights here")
-
-    monkeypatch.setattr(study, "scored", scored)
-    with pytest.raises(SystemExit, match="No row could be run:\nno weights here"):
-        run_study(STUDY._replace(rows=STUDY.rows[:1]), [])
-
-
 def test_seeds_are_taken_out_of_a_command_line():
     assert seeds_and_overrides(["seeds=4,5", "lm=tiny"]) == ([4, 5], ["lm=tiny"])
     assert seeds_and_overrides([]) == ([0, 1, 2], [])
 
 
-STUDIES = [
-    value
-    for module in (alignment_value, information_controlled_sids, table4_embedding_sids)
-    for value in vars(module).values()
-    if isinstance(value, Study)
-]
+def test_help_tells_the_question_the_rows_and_the_claims(capsys):
+    run_study(STUDY, ["--help"])
+    told = capsys.readouterr().out
+    assert "Which color is best?" in told
+    assert "gray (control): quantizer=tiny" in told
+    assert "green beats red (folklore)" in told
 
 
-@pytest.mark.parametrize("given", STUDIES, ids=lambda given: given.name)
-def test_every_row_of_every_study_is_a_right_configuration_and_there_is_a_control(given):
-    for row in given.rows:
-        overrides_of(row, given, [])
+MODULES = [importlib.import_module(f"experiments.{name}") for _, name, _ in pkgutil.iter_modules(experiments.__path__)]
+STUDIES = {
+    value.name: (module, value) for module in MODULES for value in vars(module).values() if isinstance(value, Study)
+}
+
+
+def test_every_study_is_found():
+    assert len(STUDIES) >= 11
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_row_of_every_study_is_a_right_configuration_and_every_claim_names_rows_of_it(name):
+    module, given = STUDIES[name]
+    assert module.__name__ == f"experiments.{name}"
+    names = [row.name for row in given.rows]
+    assert len(set(names)) == len(names)
     assert any(row.control for row in given.rows)
-    assert len({row.name for row in given.rows}) == len(given.rows)
+    settings_of(given, [])
+    assert all(set(row.paper) <= set(given.columns) for row in given.rows)
+    for claim in given.claims:
+        assert {claim.better, claim.worse, *(claim.control or ())} <= set(names)
 
 
-def test_scores_of_users_are_compared_where_both_are_defined(tmp_path, found):
-    study_of_value = STUDY._replace(compared=("HR@8", "Value@8"), rows=STUDY.rows[:2])
-    for name, values in (("red", [1.0, 2.0, None, 4.0]), ("green", [2.0, 3.0, 9.0, None])):
-        for result in found.scores[name]:
-            frame = pl.read_parquet(result.path / "per_user.parquet").with_columns(pl.Series("Value@8", values))
-            frame.write_parquet(result.path / "per_user.parquet")
-    head, (_, green), _ = study_grid(study_of_value, found)
-    assert head[3:] == (
-        "HR@8 less that of red",
-        "HR@8 less that of the best control",
-        "Value@8 less that of red",
-        "Value@8 less that of the best control",
-    )
-    assert green[3].startswith("+0.3750")
-    assert green[5:] == ("+1.0000 (+1.0000 to +1.0000)", "–")
+def test_the_five_rows_of_table_two_share_their_stages():
+    """38 results without sharing: world, embeddings, codes, catalog, pairs, base, and the tunings of each row."""
+    _, table = STUDIES["table2_task_order"]
+    stages = [configured(row.overrides, 0).sft.stages for row in table.rows[:5]]
+    curricula = [tuple(tuple(sorted(tasks.items())) for tasks in of_row) for of_row in stages]
+    apart = sum(6 + len(stages) for stages in curricula)
+    shared = 6 + len({stages[:depth] for stages in curricula for depth in range(1, len(stages) + 1)})
+    assert (apart, shared) == (38, 13)

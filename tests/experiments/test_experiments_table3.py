@@ -1,6 +1,5 @@
 import csv
 import json
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -8,11 +7,27 @@ import pytest
 from PIL import Image
 
 from experiments import table3_embedding_accuracy as table3
-from experiments.table3_embedding_accuracy import choice, encoders, main, tasks
-from experiments.table3_lines import DRAWS, PAPER, Line, behind, grid, interval, measured, references, resampled
-from leadre.artifacts import ArtifactError
+from experiments.content import content_of, of_users
+from experiments.record import read_record
+from experiments.study import Found
+from experiments.table3_embedding_accuracy import CLAIMS, REFERENCES, choice, encoders, main
+from experiments.table3_lines import (
+    KS,
+    PAPER,
+    SYSTEM,
+    Ads,
+    LineConfig,
+    by_text,
+    column,
+    count,
+    paper_row,
+    shares,
+    tasks,
+)
+from leadre.artifacts import ArtifactError, Result
+from leadre.inspection import accuracy
 from leadre.inspection.accuracy import Task
-from leadre.metrics.uncertainty import bootstrap_interval, paired_bootstrap
+from leadre.metrics.uncertainty import bootstrap_interval
 
 
 @pytest.fixture(scope="module")
@@ -20,53 +35,85 @@ def store(tmp_path_factory):
     return tmp_path_factory.mktemp("store")
 
 
-@pytest.fixture
-def run(store, tmp_path, capsys, monkeypatch):
-    """The table on the world for tests."""
-
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        main(["data/world=tiny", f"store.root={store}", *arguments])
-        out = max(Path("outputs/table3_embedding_accuracy").iterdir())
-        return json.loads(capsys.readouterr().out.splitlines()[-1]), out
-
-    return run
+@pytest.fixture(scope="module")
+def left(store):
+    """What the table leaves on the world for tests: two encoders, and two of the paper's whose weights are not here."""
+    main(["data/world=tiny", f"store.root={store}", "seeds=0", "category=first", "encoders=lsa,hashing,hunyuan,t5"])
+    return next((store / "studies" / "table3_embedding_accuracy").iterdir())
 
 
-def test_the_whole_table_on_the_world_for_tests(run):
-    """Two encoders; one of the paper's has no weights here."""
-    told, out = run("category=first", "encoders=lsa,hashing,xlnet_chinese")
-    assert (told["data"], told["category"], told["categories"], told["queries"]) == (
-        "synthetic",
-        "first_category",
-        8,
-        192,
-    )
-    assert told["not_run"].keys() == {"xlnet_chinese"}
-    assert "are not on this machine" in told["not_run"]["xlnet_chinese"]
-    found = told["accuracy"]["sample, all"]
-    assert found["lsa"][0] > 0.9 > 5 * found["chance"][0]
-    assert found["lsa"][1] <= found["at most"][1]
-    assert abs(found["shuffled ads"][2] - found["chance"][2]) < 0.05
-    text = (out / "table3.md").read_text()
-    assert "## Not run\n\n- xlnet_chinese: the weights of" in text
-    assert text.count("| lsa |") == 4
-    assert "python -m experiments.table3_embedding_accuracy data/world=tiny" in text
-    rows = list(csv.DictReader((out / "table3.csv").read_text().splitlines()))
-    assert len(rows) == 4 * 5 * 4
-    against = {row["encoder"]: row["less_best"] for row in rows if row["k"] == "10" and row["pool"] == "catalog"}
-    assert sorted(map(bool, against.values())) == [False] * 4 + [True]  # of two encoders one is the best
-    assert {row["pool"] for row in rows} == {"sample", "catalog"}
-    with Image.open(out / "table3.png") as image:
+@pytest.fixture(scope="module")
+def found(left):
+    return json.loads((left / "result.json").read_text())
+
+
+def test_the_whole_table_on_the_world_for_tests(found):
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == ["lsa", "hashing", "hunyuan", "t5", *(row.name for row in REFERENCES)]
+    assert rows["t5"]["not_run"] == "the weights of google-t5/t5-base are not on this machine"
+    assert rows["t5"]["paper"] == paper_row("t5")
+    lsa, chance, shuffled = (rows[name]["mean"] for name in ("lsa", "chance", "shuffled ads"))
+    assert lsa["Top1"] > 0.9 > 5 * chance["Top1"]
+    assert lsa["Top10"] <= rows["at most"]["mean"]["Top10"]
+    assert abs(shuffled["Top50"] - chance["Top50"]) < 0.05
+    assert found["columns"] == found["compared"] == [f"Top{k}" for k in KS]  # no two ads of this world have one text
+    assert (found["users"], found["unit"]) == (192, "texts of ads")
+    assert found["data"]["name"].endswith("first-level categories")
+    assert "192 ads of 8 categories" in found["notes"][-3]
+    low, high = rows["hashing"]["interval"]["Top10"]
+    assert low < rows["hashing"]["mean"]["Top10"] < high
+
+
+def test_the_table_ends_as_a_study(left):
+    assert {path.name for path in left.iterdir()} >= {"table.csv", "table.md", "figure.png", "report.html"}
+    read_record(left / "result.json")
+    lines = list(csv.DictReader((left / "table.csv").read_text().splitlines()))
+    assert [line["row"] for line in lines if line["not_run"]] == ["hunyuan", "t5"]
+    assert "not on this machine" in (left / "table.md").read_text()
+    with Image.open(left / "figure.png") as image:
         assert image.size[0] > 1000
 
 
-def test_without_the_words_of_the_category_an_encoder_finds_less(run):
-    full, _ = run("encoders=hashing")
-    name, _ = run("encoders=hashing", "text=name")
-    assert name["text"] == "name"
-    assert name["accuracy"]["sample, all"]["hashing"][0] < full["accuracy"]["sample, all"]["hashing"][0]
+def test_of_too_few_seeds_even_a_large_difference_is_undecided(found):
+    assert [claim["text"] for claim in found["claims"]] == ["the words of an ad tell its category"]
+    claim = found["claims"][0]
+    assert claim["difference"]["low"] > 0.2
+    assert claim["control_difference"]["low"] < 0.05
+    assert claim["verdict"] == "undecided"
+    assert claim["why"].startswith("1 training seed: how much others would differ is not known")
+
+
+def test_claims_about_encoders_that_are_not_here_are_undecided(found, store):
+    task = Task(np.arange(200), np.arange(200), np.repeat(np.arange(2), 100))
+    pools = {(pool, texts): task for pool in ("sample", "catalog") for texts in ("all", "distinct")}
+    study = table3.study_of(choice(["encoders=lsa,hunyuan,e5_large_instruct"]), pools)
+    run = found["rows"][0]["runs"][0]
+    scores = {row.name: {} for row in study.rows}
+    scores["lsa"][0] = Result("accuracy", run["key"], store / run["path"], 0.0, reused=True)
+    content = content_of(study, Found(scores, {}, [0]), store=store, command="", seconds=0.0)
+    claims = {claim["text"]: claim for claim in content["claims"]}
+    assert len(claims) == 3
+    best = claims["E5 is the best, Hunyuan next"]
+    assert (best["verdict"], best["why"]) == ("undecided", "e5_large_instruct was not run")
+    assert best["paper_change"] == pytest.approx(87.42 / 86.61 - 1)
+
+
+def test_every_claim_is_about_rows_there_are_and_has_a_control():
+    names = {*encoders(), *(row.name for row in REFERENCES)}
+    controls = {row.name for row in REFERENCES if row.control}
+    for claim in CLAIMS:
+        assert {claim.better, claim.worse} <= names, claim
+        assert set(claim.control) <= controls, claim
+
+
+def test_without_the_words_of_the_category_an_encoder_finds_less(store):
+    tops = {}
+    for text in ("full", "name"):
+        asked = choice(["data/world=tiny", f"store.root={store}", "encoders=hashing", f"text={text}"])
+        result = table3.counted(asked, [*asked.overrides, "embedding=hashing"], 0)
+        tops[text] = json.loads((result.path / "scores.json").read_text())["systems"][SYSTEM]["Top1"]
+        assert ("names alone" in table3._data_name(asked, "x")) == (text == "name")
+    assert tops["name"] < tops["full"]
 
 
 def test_wrong_arguments_are_told_before_anything_runs():
@@ -75,6 +122,7 @@ def test_wrong_arguments_are_told_before_anything_runs():
         ("category=third", "category is 'third', but must be second or first"),
         ("text=title", "text is 'title', but must be full or name"),
         ("seed=x", "seed is 'x', but must be a whole number of 0 or more"),
+        ("seeds=0,0", "seeds is '0,0', but must be different whole numbers"),
         ("quantizer.levels=0", r"quantizer\.levels: Input should be greater than or equal to 1 \(got 0\)"),
         ("lsa", "'lsa' is no key=value; --help tells what there is"),
         ("--cfg=job", "'--cfg=job' is no key=value"),
@@ -94,33 +142,29 @@ def test_help_tells_how_it_is_called_and_which_encoders_there_are(capsys):
 
 def test_an_encoders_own_settings_can_be_set_and_are_checked_for_each_that_is_named(tmp_path):
     for argument in ("embedding.precision=bf16", f"embedding.model={tmp_path}"):
-        asked = choice(["data/world=tiny", "encoders=hunyuan,bge_m3", argument])
+        asked = choice(["data/world=tiny", "encoders=bge_m3", argument])
         table3.check_all(asked)
-        config = table3.config_of(asked.overrides, "bge_m3").embedding
+        config = table3.config_of("embedding=bge_m3", *asked.overrides).embedding
         assert config.pooling == "cls"
         assert str(getattr(config, argument.partition("=")[0].removeprefix("embedding."))) == argument.partition("=")[2]
-    told = r"^encoders=lsa,hashing: The configuration is wrong:\n  embedding.precision: unknown key \(got bf16\)$"
+    told = r"^encoders=lsa: The configuration is wrong:\n  embedding.precision: unknown key \(got bf16\)$"
     with pytest.raises(ValueError, match=told):
-        table3.check_all(choice(["encoders=lsa,hunyuan,hashing", "embedding.precision=bf16"]))
+        table3.check_all(choice(["encoders=lsa,hunyuan", "embedding.precision=bf16"]))
 
 
-def test_encoders_that_fail_are_told_and_the_others_run(run, monkeypatch):
-    errors = {"cls": ValueError("a shard\nis broken"), "mean": ArtifactError("no manifest"), "last": OSError("no disk")}
-
+def test_encoders_that_fail_are_told_and_the_others_run(store, monkeypatch):
     def vectors(config, store, world):
         if config.embedding.kind == "transformer":
-            raise errors[config.embedding.pooling]
+            raise ArtifactError("a shard is broken")
         return whole(config, store, world)
 
     whole = table3.vectors
     monkeypatch.setattr(table3, "available", lambda _: "weights")
     monkeypatch.setattr(table3, "vectors", vectors)
-    told, out = run("encoders=bge_m3,hashing,sentence_bert_l6,hunyuan")
-    not_run = {"bge_m3": "a shard is broken", "sentence_bert_l6": "no manifest", "hunyuan": "no disk"}
-    assert told["not_run"] == not_run
-    assert told["accuracy"]["sample, all"].keys() == {"hashing", "at most", "chance", "shuffled ads"}
-    text = (out / "table3.md").read_text()
-    assert all(f"- {encoder}: {reason}\n" in text for encoder, reason in not_run.items())
+    asked = choice(["data/world=tiny", f"store.root={store}", "seeds=0", "encoders=hashing,bge_m3"])
+    study, found, _ = table3.table3(asked)
+    assert found.not_run == {"bge_m3": "seed 0: ArtifactError: a shard is broken"}
+    assert {row.name for row in study.rows if found.scores[row.name]} == {"hashing", *(row.name for row in REFERENCES)}
 
 
 def test_no_encoder_at_all_is_an_error(store):
@@ -134,81 +178,121 @@ def test_every_encoder_of_the_paper_is_asked_for_unless_some_are_named():
     assert not set(choice([]).encoders) & {"transformer", "vectors"}
     assert choice([]).overrides == ("data/world=paper",)
     asked = choice(["encoders=lsa,lsa", "data=amazon_beauty", "data.root=x", "seed=3", "category=first"])
-    assert asked == (("lsa",), "first", "full", 3, ("data=amazon_beauty", "data.root=x"))
+    assert asked == (("lsa",), "first", "full", 3, (0, 1, 2), ("data=amazon_beauty", "data.root=x"))
+    assert choice(["encoders=lsa", "seeds=5,7"]).seeds == (5, 7)
+
+
+def _ads(categories, texts):
+    return Ads(np.arange(len(texts)), pl.Series("second_category", categories), np.array(texts))
 
 
 def test_one_ad_a_text_leaves_out_copies_from_queries_and_pool():
-    ads = pl.DataFrame(
-        {"second_category": ["a", "a", "a", "b", "b", None], "description": ["x", "x", "y", "z", "w", "v"]}
-    )
-    made = tasks(ads, category="second", seed=0)
+    ads = _ads(["a", "a", "a", "b", "b", None], [0, 0, 1, 2, 3, 4])
+    made = tasks(ads, seed=0)
     assert made["sample", "all"].queries.tolist() == [0, 1, 2, 3, 4]
     assert made["catalog", "all"].pool.tolist() == [0, 1, 2, 3, 4, 5]
     assert made["sample", "distinct"].queries.tolist() == [0, 2, 3, 4]
     assert made["catalog", "distinct"].pool.tolist() == [0, 2, 3, 4, 5]
     assert made["sample", "all"].category.tolist() == [0, 0, 0, 1, 1, -1]
-    with pytest.raises(ValueError, match="second_category: no category has two ads"):
-        tasks(ads.head(1), category="second", seed=0)
+    with pytest.raises(ValueError, match="second_category: no category has two ads, so nothing can be found"):
+        tasks(_ads(["a"], [0]), seed=0)
 
 
-def test_the_interval_holds_the_mean_and_a_cut_beyond_the_pool_is_empty():
-    category = np.array([0] * 6 + [1] * 6)
-    task = Task(np.arange(12), np.arange(12), category)
-    neighbors = np.stack([np.random.default_rng(row).permutation(np.delete(np.arange(12), row)) for row in range(12)])
-    line = measured("lsa", task, neighbors, np.arange(12), seed=0)
-    low, high = interval(line.draws)
-    assert (low[:2] <= line.mean[:2]).all()
-    assert (line.mean[:2] <= high[:2]).all()
-    assert low[0] < high[0]
-    assert np.isnan([*line.mean[2:], *low[2:], *high[2:]]).all()
-    at_most, by_chance, control = references(task, neighbors, seed=0)
-    assert at_most.mean[:2].tolist() == [1.0, 0.5]
-    assert by_chance.mean[:2].tolist() == pytest.approx([5 / 11] * 2)
-    assert control.name == "shuffled ads"
+def test_the_mean_over_texts_is_that_over_a_categorys_ads_then_over_the_categories():
+    """By hand: category 0 has ads 0, 1, 2 (texts 5, 5, 6), category 1 has ads 3, 4 (texts 7, 8)."""
+    task = Task(np.arange(5), np.arange(5), np.array([0, 0, 0, 1, 1]))
+    values = np.array([[1.0], [1.0], [0.0], [0.0], [0.5]])
+    units, found = by_text(values, task, np.array([5, 5, 6, 7, 8]))
+    assert units.tolist() == [5, 6, 7, 8]
+    mean = (2 / 3 + 1 / 4) / 2  # a query weighs 4 texts / 2 categories / 3 or 2 ads: 2/3 or 1
+    weighed = [2 / 3 * (1 / 3 + 1 / 3), 2 / 3 * (0 - 2 / 3), 0 - 1 / 4, 1 / 2 - 1 / 4]
+    assert found[:, 0].tolist() == pytest.approx([mean + one for one in weighed])
+    assert found.mean() == pytest.approx(mean)
 
 
-def test_with_each_text_once_the_interval_is_that_of_the_plain_bootstrap():
-    values = np.random.default_rng(0).random((60, 2))
-    ours = interval(resampled(values, np.arange(60), np.random.default_rng(1)))
-    theirs = bootstrap_interval(values, samples=4000, confidence=0.95, generator=np.random.default_rng(2))
-    np.testing.assert_allclose(ours, theirs, atol=0.015)
+def test_the_mean_over_texts_is_the_macro_mean_whatever_the_sizes():
+    generator = np.random.default_rng(0)
+    category, texts = generator.integers(7, size=90), generator.integers(40, size=90)
+    task = Task(np.arange(90), np.arange(90), category)
+    values = generator.random((90, 3))
+    assert by_text(values, task, texts)[1].mean(axis=0) == pytest.approx(accuracy.macro(values, task))
+
+
+def _interval_by_text(values, category, texts):
+    task = Task(np.arange(len(texts)), np.arange(len(texts)), category)
+    ends = bootstrap_interval(
+        by_text(values, task, texts)[1], samples=4000, confidence=0.95, generator=np.random.default_rng(1)
+    )
+    return np.stack(ends)
+
+
+def test_the_interval_is_that_of_drawing_each_categorys_ads_again():
+    """Texts that occur once: the plain bootstrap within each category, category by category."""
+    generator = np.random.default_rng(0)
+    category = np.repeat(np.arange(3), (20, 40, 90))
+    values = (generator.random((150, 1)) + category[:, None]) / 3
+    draws = [values[category == one][generator.integers(size, size=(4000, size)), 0].mean(axis=1)
+             for one, size in enumerate((20, 40, 90))]  # fmt: skip
+    theirs = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
+    np.testing.assert_allclose(_interval_by_text(values, category, np.arange(150))[:, 0], theirs, atol=0.003)
 
 
 def test_copies_of_a_text_make_no_interval_narrower():
-    values, texts = np.random.default_rng(0).random((40, 1)), np.arange(40)
-    once = interval(resampled(values, texts, np.random.default_rng(1)))
-    many = interval(resampled(np.repeat(values, 9, axis=0), np.repeat(texts, 9), np.random.default_rng(1)))
-    np.testing.assert_allclose(many, once)
-    uneven = resampled(np.array([[1.0], [1.0], [1.0], [0.0]]), np.array([7, 7, 7, 3]), np.random.default_rng(1))
-    assert set(uneven[:, 0]) == {0.0, 0.75, 1.0}  # none, one and two of two draws are the text of three ads
-
-
-def test_the_difference_from_the_best_is_that_of_the_paired_bootstrap():
-    generator = np.random.default_rng(0)
-    good, bad = generator.random((80, 4)) * 0.1 + 0.5, generator.random((80, 4)) * 0.1 + 0.5
-    good, bad = good + np.linspace(0, 1, 80)[:, None], bad + np.linspace(0, 1, 80)[:, None] - 0.02
-    rows = [
-        Line(name, values.mean(0), resampled(values, np.arange(80), np.random.default_rng(5)))
-        for name, values in (("bad", bad), ("good", good))
-    ]
-    lines = [*rows, Line("at most", np.ones(4))]
-    mean, low, high = behind(lines[0], lines, 10)
-    theirs = paired_bootstrap(bad, good, samples=4000, confidence=0.95, generator=np.random.default_rng(6))
-    assert mean == pytest.approx(theirs.mean[1])
-    assert (low, high) == pytest.approx((theirs.low[1], theirs.high[1]), abs=0.003)
-    assert high < 0, "unpaired, the intervals of the two overlap"
-    assert interval(rows[0].draws)[1, 1] > interval(rows[1].draws)[0, 1]
-    assert behind(lines[1], lines, 10) is behind(lines[2], lines, 10) is None
-
-
-def test_the_papers_numbers_stand_beside_ours_and_the_best_of_ours_is_bold():
-    means = {"t5": [0.5, 0.5, 0.5, np.nan], "lsa": [0.6, 0.6, 0.4, np.nan]}
-    ours = [Line(name, np.array(mean), np.tile(mean, (DRAWS, 1))) for name, mean in means.items()]
-    found = grid([*ours, Line("at most", np.ones(4))], paper=True)
-    difference = "-10.00 (-10.00 to -10.00)"
-    assert found.rows[0] == (
-        *("t5", *["50.00 (50.00–50.00)"] * 3, "–", difference, "67.10", "51.22", "33.90", "23.89"),
+    values, category, copies = (
+        np.random.default_rng(0).random((40, 1)),
+        np.repeat([0, 1], 20),
+        np.repeat(np.arange(40), 9),
     )
-    assert found.rows[1][5] == "–"
-    assert found.rows[2] == ("at most", *["100.00"] * 4, "–", *["–"] * 4)
-    assert found.strong == {(1, 1), (1, 2), (0, 3)}
+    once = _interval_by_text(values, category, np.arange(40))
+    np.testing.assert_allclose(_interval_by_text(values[copies], category[copies], copies), once)
+
+
+def test_what_all_ads_share_has_no_error_however_many_ads_a_text_has():
+    texts = np.array([0, 0, 0, 0, 1, 2, 2, 3])
+    np.testing.assert_allclose(_interval_by_text(np.ones((8, 1)), np.repeat([0, 1], 4), texts), 1.0, atol=1e-12)
+
+
+def _config(kind, seed=0):
+    return LineConfig(kind=kind, category="second", sample=0, seed=seed)
+
+
+def test_random_vectors_are_chance_where_no_two_ads_have_one_text():
+    category = np.repeat(np.arange(10), 20)
+    task = Task(np.arange(200), np.arange(200), category)
+    chance = accuracy.macro(shares(_config("chance"), task, np.arange(200), None), task)
+    for kind in ("random_ads", "random_texts", "shuffled"):
+        values = shares(_config(kind), task, np.arange(200), np.eye(200, dtype=np.float32))
+        assert accuracy.macro(values, task) == pytest.approx(chance, abs=0.06), kind
+
+
+def test_a_random_vector_a_text_finds_the_copies_and_a_random_vector_an_ad_does_not():
+    category, texts = np.repeat(np.arange(10), 20), np.repeat(np.arange(100), 2)
+    task = Task(np.arange(200), np.arange(200), category)
+    assert (shares(_config("random_texts"), task, texts, None)[:, 0] == 1).all()
+    assert shares(_config("random_ads"), task, texts, None)[:, 0].mean() < 0.3
+
+
+def test_the_same_seed_draws_the_same_vectors_and_a_cut_beyond_the_pool_is_empty():
+    task = Task(np.arange(12), np.arange(12), np.array([0] * 6 + [1] * 6))
+    one, other = (shares(_config("random_ads", seed), task, np.arange(12), None) for seed in (1, 2))
+    np.testing.assert_array_equal(one, shares(_config("random_ads", 1), task, np.arange(12), None))
+    assert not np.array_equal(one[:, :2], other[:, :2])
+    assert np.isnan(one[:, 2:]).all()
+    assert np.isnan(shares(_config("at_most"), task, np.arange(12), None)[:, 2:]).all()
+    with pytest.raises(ValueError, match="kind is 'shuffled', which needs an encoder's vectors: give embeddings"):
+        shares(_config("shuffled"), task, np.arange(12), None)
+
+
+def test_what_is_left_of_a_line_reads_as_scores_of_users_do(tmp_path, store, left):
+    world = next((store / "world").glob("*/ads.parquet")).parent
+    count(_config("random_ads"), world, out=tmp_path)
+    scores = json.loads((tmp_path / "scores.json").read_text())["systems"][SYSTEM]
+    result = Result("accuracy", "key", tmp_path, 0.0, reused=True)
+    for pool, texts in (("sample", "all"), ("catalog", "distinct")):
+        for name in (column(pool, texts, k) for k in KS):
+            assert of_users([result], SYSTEM, name).mean() == pytest.approx(scores[name]), name
+
+
+def test_the_papers_table_says_that_e5_leads_from_the_tenth_ad_on_and_hunyuan_at_the_first():
+    leaders = [max(PAPER, key=lambda name: PAPER[name][place]) for place in range(len(KS))]
+    assert leaders == ["hunyuan", *["e5_large_instruct"] * 3]

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from leadre.metrics.diversity import abundance, concentration, diversity, global_concentration
+from leadre.metrics.diversity import (
+    abundance,
+    category_counts,
+    concentration,
+    diversity,
+    global_concentration,
+    most_frequent,
+    spread,
+)
 
 lists_of_ads = arrays(np.int64, st.tuples(st.integers(1, 4), st.integers(0, 8)), elements=st.integers(-1, 9))
 CATEGORIES = np.array([0, 0, 0, 1, 1, 2, 3, 3, 3, 3])
@@ -38,6 +46,16 @@ def test_diversity_lies_between_one_and_the_number_of_categories(lists, k):
     assert (values[some] >= 1).all()
     assert (values <= found + 1e-12).all()
     assert (values[~some] == 0).all()
+
+
+@given(lists_of_ads, st.integers(1, 9))
+def test_one_look_gives_all_three_and_counts_of_users_add_up(lists, k):
+    found = spread(lists, CATEGORIES, k=k)
+    np.testing.assert_array_equal(found.diversity, np.sqrt(found.abundance / found.concentration))
+    each = [category_counts(lists[user : user + 1], CATEGORIES, k=k) for user in range(len(lists))]
+    whole = category_counts(lists, CATEGORIES, k=k)
+    np.testing.assert_array_equal(np.sum(each, axis=0), whole)
+    np.testing.assert_array_equal(most_frequent(whole), global_concentration(lists, CATEGORIES, k=k))
 
 
 def test_a_single_ad_has_diversity_one():

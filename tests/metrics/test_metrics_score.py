@@ -103,12 +103,13 @@ def test_what_is_wrong_with_the_lists_is_counted(folders):
 def test_the_place_of_the_clicked_ad_is_told_for_each_user_and_system(folders):
     scored(folders)
     rows = pl.read_parquet(folders["out"] / "per_user.parquet")
-    assert rows.columns == ["user_id", "system", "rank", "LTRR@2"]
+    assert rows.columns == ["user_id", "system", "rank", "LTRR@2", "Diversity@2"]
     assert rows.select("user_id", "system", "rank").rows() == [
         ("u1", "LEADRE", 1), ("u2", "LEADRE", 2), ("u3", "LEADRE", None),
         ("u1", "popularity", 2), ("u2", "popularity", None), ("u3", "popularity", 1),
     ]  # fmt: skip
     assert rows["LTRR@2"].to_list() == [0.5, 0.0, None, 0.5, 0.0, None]  # u3 has no labels
+    assert rows["Diversity@2"].to_list() == [1, 1, 0, 2, 2, 2]
 
 
 @pytest.fixture

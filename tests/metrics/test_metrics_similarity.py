@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from leadre.metrics.similarity import dice
+from leadre.metrics.similarity import dice, rbo
 
 ads = st.integers(-1, 6)
 
@@ -34,3 +34,55 @@ def test_the_order_does_not_count_but_the_cut_does():
     assert dice(first, second, k=1).tolist() == [0.0]
     with pytest.raises(ValueError, match="k is 0"):
         dice(first, second, k=0)
+
+
+def _agreement(first, second, depth):
+    """The share of the first ``depth`` places that two lists have in common, as Webber extrapolates it."""
+    short, long = sorted([first, second], key=len)
+    s, l = len(short), len(long)  # noqa: E741  # Webber's names
+    shared = [len(set(short[:d]) & set(long[:d])) for d in range(max(depth, l) + 1)]
+    if depth <= s:
+        return shared[depth] / depth
+    if depth <= l:
+        return (shared[depth] + shared[s] * (depth - s) / s) / depth
+    return (shared[l] - shared[s]) / l + shared[s] / s
+
+
+@given(
+    st.lists(st.integers(0, 9), unique=True, max_size=7),
+    st.lists(st.integers(0, 9), unique=True, max_size=7),
+    st.sampled_from([0.3, 0.8]),
+)
+@settings(deadline=None)
+def test_rbo_is_the_weighted_agreement_over_all_depths(one, other, p):
+    (value,) = rbo(_row(one), _row(other), k=7, p=p)
+    (turned,) = rbo(_row(other), _row(one), k=7, p=p)
+    if one and other:
+        expected = (1 - p) * sum(p ** (depth - 1) * _agreement(one, other, depth) for depth in range(1, 100))
+        assert value == pytest.approx(expected, abs=1e-9)
+    else:
+        assert value == (one == other)
+    assert turned == pytest.approx(value)
+    assert -1e-12 <= value <= 1 + 1e-12
+    assert rbo(_row(one), _row(one), k=7, p=p)[0] == pytest.approx(1)
+
+
+def _row(ads):
+    return np.array([ads + [-1] * (8 - len(ads))])
+
+
+def test_rbo_by_hand_and_its_front_places_count_most():
+    """Of [1,2] and [1,3] with p = .5: depth 1 has 1, depth 2 has 1/2 and so has all beyond: .5 + .25/2 + .25/2."""
+    first = np.array([[1, 2], [1, 2], [1, 2], [1, 1], [-1, -1]])
+    second = np.array([[1, 3], [3, 2], [4, 5], [1, -1], [-1, -1]])
+    np.testing.assert_allclose(rbo(first, second, k=2, p=0.5), [0.75, 0.25, 0.0, 1.0, 1.0])
+
+
+def test_a_place_without_an_ad_is_like_no_other():
+    assert rbo(np.array([[-1, 2]]), np.array([[-1, 2]]), k=2, p=0.5)[0] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("p", "k", "match"), [(1.0, 8, "p is 1.0, must lie between"), (0.9, 0, "k is 0")])
+def test_rbo_refuses_weights_and_cuts_that_are_none(p, k, match):
+    with pytest.raises(ValueError, match=match):
+        rbo(np.array([[1]]), np.array([[1]]), k=k, p=p)

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest, bootstrap, ks_2samp
 
-from leadre.metrics.uncertainty import bootstrap_interval, paired_bootstrap, resampled_means, wilson
+from leadre.metrics.uncertainty import Tally, bootstrap_interval, paired_bootstrap, resampled_means, wilson
 
 
 def column(values):
@@ -63,6 +63,61 @@ def test_the_ratio_to_nothing_is_not_a_number():
     pair = paired_bootstrap(column([1, 0]), column([0, 0]), samples=9, confidence=0.95, generator=draw())
     assert np.isnan(pair.ratio[0])
     assert pair.mean[0] == 0.5
+
+
+def tallied(values, blocks=1):
+    tally = Tally()
+    for block in np.array_split(np.asarray(values, dtype=np.float64), blocks):
+        tally.add(block)
+    return tally
+
+
+@given(st.lists(st.floats(-1e6, 1e6) | st.just(np.nan), max_size=40), st.integers(1, 5))
+def test_a_tally_has_the_mean_of_those_that_are_scored_however_they_are_added(values, blocks):
+    tally, scored = tallied(values, blocks), [value for value in values if not np.isnan(value)]
+    assert (tally.scored, tally.unscored) == (len(scored), len(values) - len(scored))
+    assert tally.mean == pytest.approx(np.mean(scored) if scored else np.nan, nan_ok=True, abs=1e-9, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        draw(4).random(300) < 0.2,
+        draw(4).choice([0, 1 / 3, 0.5, 1], size=300),
+        np.where(draw(4).random(300) < 0.4, np.nan, draw(5).choice([0, 0.125, 0.25], size=300)),
+        draw(4).random(300),
+        draw(4).lognormal(0, 1.5, size=300),
+        draw(4).normal(0, 1, size=300),
+    ],
+    ids=["hits", "shares", "some not scored", "uniform", "skewed", "of both signs"],
+)
+def test_the_bootstrap_of_a_tally_is_that_of_its_users(values):
+    """Two samples of 5,000 means each are not told apart; of hits and shares they are numbers of the same lattice."""
+    values = np.asarray(values, dtype=np.float64)
+    exact = resampled_means(column(values), samples=5000, generator=draw())[:, 0]
+    ours = tallied(values, 3).resampled_means(samples=5000, generator=draw(1))
+    assert ours.mean() == pytest.approx(exact.mean(), abs=0.06 * exact.std())
+    assert ours.std() == pytest.approx(exact.std(), rel=0.05)
+    assert ks_2samp(ours.round(12), exact.round(12)).statistic < 0.04
+
+
+def test_a_tally_of_equal_numbers_is_sure_and_one_without_any_says_nothing():
+    options = {"samples": 50, "confidence": 0.95, "generator": draw()}
+    assert tallied([0.63] * 7 + [np.nan]).interval(**options) == pytest.approx((0.63, 0.63), abs=1e-15)
+    assert np.isnan(tallied([np.nan] * 3).interval(**options)).all()
+    assert np.isnan(tallied([np.nan] * 3).mean)
+
+
+def test_a_tally_stays_small():
+    tally = tallied(draw(6).random(200_000), 20)
+    assert tally._totals.nbytes < 20_000
+
+
+def test_a_tally_refuses_to_draw_nobody():
+    with pytest.raises(ValueError, match="there are 0 users: an interval needs 1 or more"):
+        Tally().resampled_means(samples=3, generator=draw())
+    with pytest.raises(ValueError, match="samples is 0"):
+        tallied([1.0]).resampled_means(samples=0, generator=draw())
 
 
 @pytest.mark.slow

@@ -6,10 +6,13 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from leadre.config import CONF, ConfigError, check, load
 from leadre.training import logs
 from leadre.training.config import WandbLogs
 from leadre.training.logs import FileLogger, Unfailing, log_scores, read_metrics, wandb_run
@@ -20,7 +23,8 @@ SECRET = "s3cr3t" * 6 + "0123"  # as long as a key
 
 @pytest.fixture
 def config(tmp_path):
-    return WandbLogs(kind="wandb", project="p", entity=None, group=None, tags=(), folder=str(tmp_path / "wandb"))
+    place = str(tmp_path / "wandb")
+    return WandbLogs(kind="wandb", project="p", entity=None, group=None, tags=(), folder=place, settings={})
 
 
 class _Run:
@@ -63,7 +67,7 @@ def fake(monkeypatch):
     """Put runs in the place of W&B's: the online one, then the offline one."""
 
     def put(online, offline=None):
-        monkeypatch.setattr(logs, "_has_wandb_key", lambda: True)
+        monkeypatch.setattr(logs, "has_wandb_key", lambda: True)
         monkeypatch.setattr(logs, "_wandb_logger", lambda *_, offline, **__: second if offline else online)
 
     second = _Run()
@@ -99,6 +103,45 @@ def test_when_it_cannot_be_reached_the_run_is_kept_offline(config, fake, caplog)
     offline.fails_in = {"init"}
     assert wandb_run(config, name="n", job_type="j") is None
     log_scores(config, {"LEADRE": {"HR@8": 0.5}})  # no error either
+
+
+def test_a_run_shows_the_settings_and_the_result_it_makes(tmp_path, config, monkeypatch):
+    given = {}
+    monkeypatch.setattr(logs, "has_wandb_key", lambda: False)
+    monkeypatch.setattr(logs, "WandbLogger", lambda **options: given.update(options) or _Run())
+    config = replace(config, settings={"seed": 3, "sft": {"stages": []}}, group="table2", tags=("a",))
+    folder = tmp_path / "sft" / "0123.partial"
+    folder.mkdir(parents=True)
+    logs.loggers(config, folder, name="sft.main", resume_step=0, step=lambda: 0)
+    assert given["config"] == {"seed": 3, "sft": {"stages": []}, "stage": "sft.main", "result": "sft/0123"}
+    assert (given["group"], given["tags"], given["job_type"]) == ("table2", ["a"], "sft")
+    assert (given["project"], given["mode"]) == ("p", "offline")
+
+
+def test_the_command_line_gives_wandb_all_settings_that_results_hang_on():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        run = load(compose("run", ["logger=wandb", "sft=main_only", "seed=7"]))
+    assert run.logger.settings["seed"] == 7
+    assert run.logger.settings["sft"]["stages"] == [{"main": 5}]
+    no_result = {"previous_catalog", "store", "inspection", "logger", "objective"}
+    assert set(run.logger.settings) == {*run.__dataclass_fields__} - no_result
+
+
+def test_a_tag_that_wandb_would_refuse_is_refused_before():
+    with pytest.raises(ConfigError, match=r"logger.tags.1: String should have at most 64 characters"):
+        check(["logger=wandb", f"logger.tags=[a,{'x' * 65}]"])
+
+
+@pytest.mark.parametrize(("host", "found"), [("127.0.0.1", True), ("example.org", False)])
+def test_a_key_is_looked_for_under_the_server_that_runs_go_to(tmp_path, monkeypatch, host, found):
+    (tmp_path / "netrc").write_text(f"machine {host} login user password {SECRET}\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert logs.has_wandb_key() is found
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert not logs.has_wandb_key()
 
 
 def test_scores_are_logged_without_what_is_undefined_and_the_run_is_finished(config, fake):
@@ -164,7 +207,8 @@ PROGRAM = textwrap.dedent("""
     x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     compute = ComputeConfig(accelerator="cpu", devices=1, num_nodes=1, compile=False, threads=1, strategy="auto",
         checkpoint_every_steps=1, progress=False)
-    config = WandbLogs(kind="wandb", project="p", entity=None, group=None, tags=(), folder=str(out))
+    config = WandbLogs(kind="wandb", project="p", entity=None, group=None, tags=(), folder=str(out),
+        settings={})
     for stage in ("first", "second"):
         (out / stage).mkdir(parents=True, exist_ok=True)
         start = time.monotonic()

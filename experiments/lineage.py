@@ -1,0 +1,68 @@
+"""What a result was made from, all of it, and what its tuning cost: read from the manifests of a store."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TUNED = ("sft", "preferences", "aligned")
+"""Stages that make a language model out of another, or what the next of them learns from."""
+
+
+class Built(NamedTuple):
+    """A stored result.
+
+    Attributes:
+        stage: Its stage.
+        key: Its key.
+        path: Its folder.
+        seconds: How long its build took.
+        config: Its settings.
+        inputs: What it was made from: stage to key.
+    """
+
+    stage: str
+    key: str
+    path: Path
+    seconds: float
+    config: Any
+    inputs: dict[str, str]
+
+
+def lineage(path: Path) -> list[Built]:
+    """A result and all that it was made from, each once, inputs before what was made from them.
+
+    Results that are gone are left out: a manifest names them, but there is nothing to read.
+    """
+    found: dict[Path, Built] = {}
+    _add(path, found)
+    return list(found.values())
+
+
+def _add(path: Path, found: dict[Path, Built]) -> None:
+    manifest = path / "manifest.json"
+    if path in found or not manifest.is_file():
+        return
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    for stage, key in content["inputs"].items():
+        _add(path.parent.parent / stage / key, found)
+    fields = ("stage", "key", "seconds", "config", "inputs")
+    found[path] = Built(path=path, **{field: content[field] for field in fields})
+
+
+def tuned(results: list[Built]) -> list[dict[str, Any]]:
+    """The stages of tuning and alignment in their order: name, key, optimizer steps, tokens read, and seconds."""
+    told = []
+    for result in results:
+        if result.stage in TUNED:
+            budget = _budget(result.path)
+            tasks = "+".join(budget.get("tasks", {}))
+            name = f"{result.stage}: {tasks}" if tasks else result.stage
+            about = {"steps": budget.get("steps"), "tokens": budget.get("tokens"), "seconds": result.seconds}
+            told.append({"stage": result.stage, "name": name, "key": result.key, **about})
+    return told
+
+
+def _budget(path: Path) -> dict[str, Any]:
+    file = path / "budget.json"
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return content

@@ -1,0 +1,270 @@
+"""docs/reproduction.md: what the studies found, claim by claim, beside the paper.
+
+The newest run of each study on each data set is kept as ``docs/results/<study>.<data>.json``: scores, claims and keys,
+no number of a single user, and no path of the machine it ran on. The page is written from these files alone, in the
+words of ``reproduction.md.jinja``.
+
+    python -m experiments.reproduction                                # the studies that lie in store/
+    python -m experiments.reproduction table2_task_order              # these studies alone are taken over
+    python -m experiments.reproduction store.root=PATH                # those of another store
+
+A run with fewer seeds than three does not replace one with three: a trial leaves the record as it is.
+"""
+
+import logging
+import math
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from experiments.record import Claim, Difference, Record, Row, file_name, read_record
+from leadre.report.table import NOTHING, Grid, decimals, markdown
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
+SEEDS = 3
+"""So many runs a claim needs: below that a run counts as a trial."""
+VERDICTS = ("holds", "fails", "undecided")
+log = logging.getLogger(__name__)
+
+
+class Collected(NamedTuple):
+    """The files that were taken over, and what is wrong with those that were not, a line each."""
+
+    taken: list[Path]
+    faults: list[str]
+
+
+def collect(studies: Path, results: Path, named: Sequence[str] = ()) -> Collected:
+    """Take over the newest run of each study and data set from a store.
+
+    Args:
+        studies: ``<store>/studies``; each run is ``<study>/<time>/result.json``.
+        results: Where the records are kept.
+        named: The studies that are taken over; none is all.
+    """
+    newest: dict[str, Record] = {}
+    faults = []
+    for path in sorted(studies.glob("*/*/result.json")):
+        study = path.parent.parent.name
+        if named and study not in named:
+            continue
+        try:
+            record = read_record(path)
+            if record.study != study:
+                raise ValueError(f"{path} is a result of study {record.study!r}: it lies in the folder of another")
+            newest[file_name(record)] = max(newest.get(file_name(record), record), record, key=_worth)
+        except ValueError as error:
+            faults.append(str(error))
+    taken = [results / name for name, record in newest.items() if _replaces(record, results / name)]
+    for path in taken:
+        results.mkdir(parents=True, exist_ok=True)
+        path.write_text(newest[path.name].model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return Collected(taken, faults)
+
+
+def read_records(results: Path) -> list[Record]:
+    """All records that are kept, by study and data set.
+
+    Raises:
+        ValueError: If files are broken, or do not lie under their own name; it names them all.
+    """
+    records, faults = [], []
+    for path in sorted(results.glob("*.json")):
+        try:
+            record = read_record(path)
+            if path.name != file_name(record):
+                raise ValueError(f"{path} holds {file_name(record)}: rename it, or delete it")
+            records.append(record)
+        except ValueError as error:
+            faults.append(str(error))
+    if faults:
+        raise ValueError("\n".join(faults))
+    return records
+
+
+def render(records: Sequence[Record]) -> str:
+    """The page, as Markdown."""
+    page = Environment(
+        loader=FileSystemLoader(HERE),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    page.filters |= {"plain": plain, "cell": lambda text: plain(text).replace("|", "\\|"), "percent": _percent}
+    studies: dict[str, list[Record]] = {}
+    for record in records:
+        studies.setdefault(record.study, []).append(record)
+    functions = {"verdicts": verdicts, "claims": claims_table, "scores": scores_table, "ran": how_it_ran}
+    text = page.get_template("reproduction.md.jinja").render(studies=studies, **functions)
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
+
+
+def verdicts(records: Iterable[Record]) -> str:
+    """How many claims hold, in words.
+
+    Example:
+        >>> verdicts([])
+        'no claim yet'
+    """
+    found = [claim.verdict for record in records for claim in record.claims]
+    return ", ".join(f"{found.count(one)} {one}" for one in VERDICTS if one in found) or "no claim yet"
+
+
+def claims_table(record: Record) -> str:
+    """Claim by claim: what the paper has, ours with its interval, the control beside it, and the verdict."""
+    share = f"{record.confidence:.0%}"
+    head = (
+        "claim",
+        "score",
+        "paper",
+        "ours",
+        f"difference ({share})",
+        f"its control ({share})",
+        "p (Holm)",
+        "verdict",
+        "needs",
+    )
+    return markdown(Grid(head, tuple(_claim_cells(claim) for claim in record.claims)))
+
+
+def scores_table(record: Record) -> str:
+    """The table of the study; below each row that the paper has, the paper's own numbers."""
+    lines: list[tuple[str, ...]] = []
+    for row in record.rows:
+        name = row.name + (" (control)" if row.control else "")
+        costs = (_amount(row, "steps"), _amount(row, "tokens")) if row.runs else ("not run", "")
+        lines.append((name, *(_score(row, column) for column in record.columns), *costs))
+        if row.paper:
+            theirs = [_paper(row, record.rows[0], column) for column in record.columns]
+            lines.append(("*paper*", *theirs, "", ""))
+    return markdown(Grid(("", *record.columns, "steps", "tokens"), tuple(lines)))
+
+
+def how_it_ran(record: Record) -> str:
+    """When, on what, with which seeds, from which commit, and for how long: one sentence each."""
+    commit = f"commit `{record.git[:12]}`" if record.git else "no commit known"
+    told = [f"{record.date:%Y-%m-%d}", commit + (" with changes on top" if record.dirty else "")]
+    told.append(f"seeds {', '.join(map(str, record.seeds))}")
+    if record.users is not None:
+        told.append(f"{record.users:,} {record.unit}")
+    if record.builds is not None:
+        told.append(f"{record.builds.built:,} of {record.builds.asked:,} stages built")
+    if record.seconds is not None:
+        told.append(f"{math.ceil(record.seconds / 60):,} min")
+    return "; ".join(told)
+
+
+def plain(text: str) -> str:
+    r"""A text from a result as one line of Markdown, with nothing in it that Markdown or HTML would act on.
+
+    Example:
+        >>> print(plain("a <b> *c*"))
+        a \<b> \*c\*
+    """
+    return re.sub(r"([\\`*_<\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def _claim_cells(claim: Claim) -> tuple[str, ...]:
+    ends = claim.difference
+    needs = NOTHING if claim.users_needed is None else f"{claim.users_needed:,}"
+    told = NOTHING if ends is None or ends.p_holm is None else f"{ends.p_holm:.3f}" if ends.p_holm >= 0.001 else "<.001"
+    return (
+        f"{plain(claim.text)} ({plain(claim.source)}): {plain(claim.better)} over {plain(claim.worse)}",
+        claim.on,
+        _percent(claim.paper_change),
+        _percent(claim.our_change),
+        _interval(ends),
+        _interval(claim.control_difference),
+        told,
+        f"**{claim.verdict}**",
+        needs,
+    )
+
+
+def _interval(found: Difference | None) -> str:
+    return NOTHING if found is None else f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+
+
+def _percent(share: float | None) -> str:
+    return NOTHING if share is None or not math.isfinite(share) else f"{share:+.1%}".replace("%", " %")
+
+
+def _score(row: Row, column: str) -> str:
+    mean, change, ends = row.mean.get(column), (row.change or {}).get(column), row.interval.get(column)
+    if mean is None or not math.isfinite(mean):
+        return NOTHING
+    told = [decimals(mean)]
+    told += [f"[{decimals(ends[0])}, {decimals(ends[1])}]"] if ends else []
+    told += [f"({_percent(change)})"] if change is not None else []
+    return " ".join(told)
+
+
+def _paper(row: Row, first: Row, column: str) -> str:
+    theirs, base = row.paper.get(column), first.paper.get(column)
+    if theirs is None:
+        return NOTHING
+    return decimals(theirs) + (f" ({_percent(theirs / base - 1)})" if base and row is not first else "")
+
+
+def _amount(row: Row, name: Literal["steps", "tokens"]) -> str:
+    found = [amount for run in row.runs if (amount := getattr(run, name)) is not None]
+    return f"{sum(found) / len(found):,.0f}" if found else NOTHING
+
+
+def _worth(record: Record) -> tuple[int, float]:
+    return min(len(record.seeds), SEEDS), record.date.timestamp()
+
+
+def _replaces(record: Record, path: Path) -> bool:
+    try:
+        return _worth(record) >= _worth(read_record(path))
+    except ValueError:  # there is none, or it is broken
+        return True
+
+
+def places(arguments: Sequence[str]) -> tuple[Path, tuple[str, ...]]:
+    """Read the command line: the folder of the studies, and which of them are taken over.
+
+    Raises:
+        ValueError: If an argument is neither ``store.root=PATH`` nor a study's name, or a named place has no studies.
+    """
+    roots = [text.removeprefix("store.root=") for text in arguments if text.startswith("store.root=")]
+    named = tuple(text for text in arguments if not text.startswith("store.root="))
+    if wrong := [text for text in named if not re.fullmatch("[a-z0-9_]+", text)]:
+        raise ValueError(f"{wrong[0]!r} is neither store.root=PATH nor the name of a study")
+    studies = Path((roots or ["store"])[-1]) / "studies"
+    if roots and not studies.is_dir():
+        raise ValueError(f"store.root={roots[-1]}: there are no studies in it")
+    if missing := [name for name in named if not (studies / name).is_dir()]:
+        raise ValueError(f"{studies} has no study {missing[0]!r}: run `python -m experiments.{missing[0]}` first")
+    return studies, named
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Take over what is new in the store, then write the page; what could not be read is told at the end."""
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(f"{__doc__}\n")
+        return
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        studies, named = places(arguments)
+        collected = collect(studies, DOCS / "results", named)
+        records = read_records(DOCS / "results")
+    except ValueError as error:
+        sys.exit(str(error))
+    for path in collected.taken:
+        log.info("taken over: %s", path.name)
+    (DOCS / "reproduction.md").write_text(render(records), encoding="utf-8")
+    log.info("docs/reproduction.md: results %s; claims: %s", len(records), verdicts(records))
+    if collected.faults:
+        sys.exit("\n".join(collected.faults))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

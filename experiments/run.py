@@ -1,0 +1,91 @@
+"""A study as a command: run its rows, judge its claims, and leave a table, a picture and a page.
+
+All that is left is made from ``result.json``, which names the result behind every number (docs/studies.md).
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments.content import content_of
+from experiments.reporting.figure import draw
+from experiments.reporting.page import write_index, write_page
+from experiments.reporting.tables import grid_of, write_tables
+from experiments.study import Study, configured, described, run_rows, seeds_and_overrides, settings_of
+from leadre.config import ConfigError, RunConfig
+from leadre.job import quiet_libraries
+from leadre.report.table import rich_table
+from leadre.training.config import WandbLogs
+
+STUDIES = "studies"
+"""The folder of a store that holds what studies found, beside the stages' results."""
+
+
+def run_study(study: Study, arguments: Sequence[str]) -> None:
+    """Run all rows with all seeds, show the table and the verdicts, and as the last line print the folder as JSON."""
+    if {"-h", "--help"} & set(arguments):
+        print(described(study))
+        return
+    try:
+        seeds, overrides = seeds_and_overrides(arguments)
+        settings = settings_of(study, overrides)
+    except ConfigError as error:
+        sys.exit(str(error))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    quiet_libraries()
+    start = time.monotonic()
+    found = run_rows(study, settings, seeds)
+    if not any(found.scores.values()):
+        sys.exit("No row could be run:\n" + "\n".join(found.not_run.values()))
+    command = f"python -m experiments.{study.name} {' '.join(arguments)}".strip()
+    run = configured(overrides, seeds[0])
+    content = content_of(study, found, store=Path(run.store.root), command=command, seconds=time.monotonic() - start)
+    finish(study, content, run)
+
+
+def finish(study: Study, content: Mapping[str, Any], run: RunConfig) -> None:
+    """Leave what a study found, send it to Weights & Biases where it is to go there, and print the folder as JSON.
+
+    Args:
+        study: What was run.
+        content: Of ``result.json``.
+        run: Where the store is and where metrics go.
+    """
+    store = Path(run.store.root)
+    folder = store / STUDIES / study.name / datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S")
+    _leave(folder, content, store, draw=study.draw or draw)
+    if isinstance(run.logger, WandbLogs):
+        from experiments.reporting.to_wandb import log_study
+
+        log_study(folder, store, project=run.logger.project, entity=run.logger.entity)
+    print(json.dumps({"study": study.name, "folder": str(folder), "verdicts": verdicts(content)}))
+
+
+def _leave(folder: Path, content: Mapping[str, Any], store: Path, *, draw: Callable[[Path, Path], None]) -> None:
+    """Write a study's files, the page and the index last, and show the table and the verdicts."""
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_tables(folder, content)
+    draw(folder, store)
+    page = write_page(folder, store)
+    index = write_index(store / STUDIES)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(rich_table(grid_of(content), title=str(content["title"])))
+    for claim in content["claims"]:
+        console.print(f"[bold]{claim['verdict']:9}[/bold] {claim['text']}: {claim['why']}", highlight=False)
+    for note in content["notes"]:
+        console.print(note, markup=False, highlight=False)
+    for name, path in (("page", page), ("all studies", index)):
+        console.print(f"{name:20} {path}", soft_wrap=True, highlight=False)
+
+
+def verdicts(content: Mapping[str, Any]) -> dict[str, str]:
+    """The verdict on each claim."""
+    return {claim["text"]: claim["verdict"] for claim in content["claims"]}
