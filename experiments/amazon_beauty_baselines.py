@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 
 from leadre import tables
 from leadre.artifacts import Result, Store
-from leadre.config import CONF, RunConfig, check, load
+from leadre.config import CONF, ConfigError, RunConfig, check, load
 from leadre.pipeline import index_ads, learn_baselines
 from leadre.training.logs import read_metrics
 
@@ -47,7 +47,7 @@ def configured(overrides: Sequence[str]) -> RunConfig:
     """The main job's settings on Amazon Beauty, where all valid targets are ranked and seen items are left out.
 
     Raises:
-        ConfigError: If an override is wrong.
+        ConfigError: If an override is wrong, or a baseline is never validated.
     """
     given = [*OURS, *overrides]
     check(given)
@@ -55,7 +55,13 @@ def configured(overrides: Sequence[str]) -> RunConfig:
         composed = compose("run", given)
         for name in composed.baselines.learned:
             given += [f"baselines.learned.{name}.{setting}" for setting in _protocol(composed, name, overrides)]
-        return load(compose("run", given))
+        run: RunConfig = load(compose("run", given))
+    for name, learned in run.baselines.learned.items():
+        if not learned.validations:
+            raise ConfigError(
+                f"baselines.learned.{name}.validations is 0, but the valid targets are told here: give 1 or more"
+            )
+    return run
 
 
 def _protocol(composed: object, name: str, overrides: Sequence[str]) -> list[str]:

@@ -1,33 +1,39 @@
 """What a study found as ``result.json``: every number with the key of the result behind it, and every claim judged."""
 
 import json
+import logging
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from experiments.lineage import Built, lineage, tuned
-from experiments.study import OURS, Claim, Found, Row, Study
+from experiments.study import Claim, Found, Row, Study
 from experiments.verdict import FEWEST_SEEDS, Effect, effect, holm, judge
 from leadre import pipeline
 from leadre.artifacts import Result
 
 Scores = NDArray[np.float64]
 CONFIDENCE, SAMPLES = 0.95, 10_000
+TOKENS_APART = 0.02
+"""The share by which rows may differ that are said to read as many tokens as one another."""
+log = logging.getLogger(__name__)
 
 
 def content_of(study: Study, found: Found, *, store: Path, command: str, seconds: float) -> dict[str, Any]:
     """The content of ``result.json``; docs/studies.md tells its fields."""
+    found = _with_systems(study, found)
     lineages = {result.path: lineage(result.path) for runs in found.scores.values() for result in runs.values()}
     first = next(result for runs in found.scores.values() for result in runs.values())
     rows = [_row(study, row, found, lineages, store) for row in study.rows]
     _tell_changes(rows)
-    built = {(result.stage, result.key) for results in lineages.values() for result in results}
+    behind = {result.path: result for results in lineages.values() for result in results}
+    asked = sum(len(lineages[result.path]) for runs in found.scores.values() for result in runs.values())
     return {
         "study": study.name,
         "title": study.title,
@@ -36,6 +42,7 @@ def content_of(study: Study, found: Found, *, store: Path, command: str, seconds
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **_commit(),
         "seconds": round(seconds, 1),
+        "seconds_of_stages": round(sum(result.seconds for result in behind.values()), 1),
         "store": str(store),
         "seeds": list(found.seeds),
         "users": pipeline.read_scores(first).get("users"),
@@ -45,10 +52,25 @@ def content_of(study: Study, found: Found, *, store: Path, command: str, seconds
         "compared": list(study.compared),
         "confidence": CONFIDENCE,
         "rows": rows,
-        "claims": _claims(study, found),
-        "builds": {"asked": sum(map(len, lineages.values())), "built": len(built)},
+        "claims": _claims(study, found, rows),
+        "builds": {"asked": asked, "built": len(behind)},
         "notes": _notes(study, found),
     }
+
+
+def _with_systems(study: Study, found: Found) -> Found:
+    """Without the runs that do not have a row's system, such as the oracle where data has no known truth."""
+    scores, not_run = {}, dict(found.not_run)
+    for row in study.rows:
+        runs = found.scores[row.name]
+        scores[row.name] = {
+            seed: result for seed, result in runs.items() if row.system in pipeline.read_scores(result)["systems"]
+        }
+        if len(scores[row.name]) < len(runs):
+            not_run.setdefault(row.name, f"these runs have no {row.system}")
+    if not any(scores.values()):
+        raise ValueError(f"no run of {study.name} has any of the systems that its rows name")
+    return Found(scores, not_run, found.seeds)
 
 
 def of_users(results: Sequence[Result], system: str, score: str) -> Scores:
@@ -65,14 +87,20 @@ def of_users(results: Sequence[Result], system: str, score: str) -> Scores:
     ]
     if any(not frame["user_id"].equals(frames[0]["user_id"]) for frame in frames):
         raise ValueError(f"{[str(result.path) for result in results]} do not score the same users: compare others")
-    name, _, k = score.partition("@")
-    rank = pl.col("rank").fill_null(0)
-    hit = rank.is_between(1, int(k or 0))
-    known = {"HR": hit, "NDCG": pl.when(hit).then(1 / (rank + 1).log(2)).otherwise(0.0)}
-    if name not in known and score not in frames[0].columns:
-        raise ValueError(f"{score} is no score of users in {results[0].path}: it has {', '.join(frames[0].columns)}")
-    values = [frame.select(known.get(name, pl.col(score)).cast(pl.Float64)).to_series() for frame in frames]
+    values = [frame.select(_score(score, frame, results[0].path).cast(pl.Float64)).to_series() for frame in frames]
     return np.stack([column.fill_null(np.nan).to_numpy() for column in values])
+
+
+def _score(name: str, frame: pl.DataFrame, path: Path) -> pl.Expr:
+    kind, _, k = name.partition("@")
+    rank = pl.col("rank").fill_null(0)
+    if kind == "HR":
+        return rank.is_between(1, int(k))
+    if kind == "NDCG":
+        return pl.when(rank.is_between(1, int(k))).then(1 / (rank + 1).log(2)).otherwise(0.0)
+    if name not in frame.columns:
+        raise ValueError(f"{name} is no score of users in {path}: it has {', '.join(frame.columns)}")
+    return pl.col(name)
 
 
 def _row(study: Study, row: Row, found: Found, lineages: Mapping[Path, Sequence[Built]], store: Path) -> dict[str, Any]:
@@ -87,7 +115,7 @@ def _row(study: Study, row: Row, found: Found, lineages: Mapping[Path, Sequence[
         "paper": dict(row.paper),
         "not_run": found.not_run.get(row.name),
         "mean": {name: float(np.mean(values)) for name, values in scores.items() if values},
-        "interval": {name: _interval(row, found, name) for name in study.compared} if runs else {},
+        "interval": {name: ends for name in study.compared if runs and (ends := _interval(row, found, name))},
         "runs": runs,
     }
 
@@ -97,7 +125,7 @@ def _run(
 ) -> dict[str, Any]:
     system = pipeline.read_scores(result)["systems"].get(row.system, {})
     measured = {name: measure(result) for name, measure in study.measures.items()}
-    stages = tuned(list(lineages[result.path])) if row.system == OURS else []
+    stages = tuned(lineages[result.path], system=row.system)
     return {
         "seed": seed,
         "key": result.key,
@@ -108,67 +136,110 @@ def _run(
     }
 
 
-def _interval(row: Row, found: Found, score: str) -> list[float]:
-    own = of_users(list(found.scores[row.name].values()), row.system, score)
-    around = _effect(own, np.zeros_like(own))
+def _interval(row: Row, found: Found, score: str) -> list[float] | None:
+    """The interval of a row's mean; None where no user has the score."""
+    try:
+        own = of_users(list(found.scores[row.name].values()), row.system, score)
+        around = _effect(own)
+    except ValueError as error:
+        log.warning("%s: %s", row.name, error)
+        return None
     return [around.low, around.high]
 
 
-def _effect(better: Scores, worse: Scores) -> Effect:
-    return effect(better, worse, samples=SAMPLES, confidence=CONFIDENCE, generator=np.random.default_rng(0))
+def _effect(differences: Scores) -> Effect:
+    none = np.zeros_like(differences)
+    return effect(differences, none, samples=SAMPLES, confidence=CONFIDENCE, generator=np.random.default_rng(0))
 
 
-def _difference(study: Study, found: Found, better: str, worse: str, score: str) -> tuple[Effect, int] | None:
-    """How much more one row has than another over the seeds that both have, and how many these are."""
-    seeds = [seed for seed in found.scores[better] if seed in found.scores[worse]]
+def _of_rows(study: Study, found: Found, names: Sequence[str], score: str) -> tuple[list[Scores], int]:
+    """A score of the users of several rows, ``(S, N)`` each, over the seeds that all have; and how many these are.
+
+    Raises:
+        ValueError: If a row was not run with any of these seeds, or rows do not score the same users.
+    """
+    for name in names:
+        if not found.scores[name]:
+            raise ValueError(f"{name} was not run")
+    seeds = [seed for seed in found.scores[names[0]] if all(seed in found.scores[name] for name in names)]
     if not seeds:
-        return None
+        raise ValueError(f"{' and '.join(names)} have no training seed in common")
     system = {row.name: row.system for row in study.rows}
-    both = (of_users([found.scores[name][seed] for seed in seeds], system[name], score) for name in (better, worse))
-    return _effect(*both), len(seeds)
+    same = [found.scores[name][seed].path / "per_user.parquet" for name in names for seed in seeds]
+    users = [pl.read_parquet(path, columns=["user_id"])["user_id"].unique().sort() for path in same]
+    if any(not others.equals(users[0]) for others in users):
+        raise ValueError(f"{' and '.join(names)} do not score the same users")
+    return [of_users([found.scores[name][seed] for seed in seeds], system[name], score) for name in names], len(seeds)
 
 
-def _claims(study: Study, found: Found) -> list[dict[str, Any]]:
-    measured = [_difference(study, found, claim.better, claim.worse, claim.on) for claim in study.claims]
-    adjusted = iter(holm([difference.p for difference, _ in filter(None, measured)]))
+class _Told(NamedTuple):
+    """What users tell of a claim; the difference is None where there is none, and ``why`` says why."""
+
+    difference: Effect | None = None
+    seeds: int = 0
+    why: str = ""
+    control: Effect | None = None
+    excess: Effect | None = None
+
+
+def _told(study: Study, found: Found, claim: Claim) -> _Told:
+    try:
+        (better, worse), seeds = _of_rows(study, found, (claim.better, claim.worse), claim.on)
+        told = _Told(_effect(better - worse), seeds)
+    except ValueError as error:
+        return _Told(why=str(error))
+    if claim.control is None:
+        return told
+    try:
+        rows, seeds = _of_rows(study, found, (claim.better, claim.worse, *claim.control), claim.on)
+        better, worse, gaining, without = rows
+        excess = _effect(better - worse - (gaining - without)) if seeds >= FEWEST_SEEDS else None
+        return told._replace(control=_effect(gaining - without), excess=excess)
+    except ValueError as error:
+        log.warning("%s: its control: %s", claim.text, error)
+        return told
+
+
+def _claims(study: Study, found: Found, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each claim judged; one that could not be tried still counts among those that p-values hold for."""
+    told = [_told(study, found, claim) for claim in study.claims]
+    adjusted = holm([1.0 if one.difference is None else one.difference.p for one in told])
+    means = {row["name"]: row for row in rows}
     return [
-        _claim(study, found, claim, told, next(adjusted) if told else None)
-        for claim, told in zip(study.claims, measured, strict=True)
+        claim._asdict()
+        | {"control": list(claim.control) if claim.control else None}
+        | _judged(one, p_holm, tokens=_tokens(claim, means), claims=len(told))
+        | {
+            "paper_change": _change(*(means[name]["paper"].get(claim.on) for name in (claim.better, claim.worse))),
+            "our_change": _change(*(means[name]["mean"].get(claim.on) for name in (claim.better, claim.worse))),
+        }
+        for claim, one, p_holm in zip(study.claims, told, adjusted, strict=True)
     ]
 
 
-def _claim(
-    study: Study, found: Found, claim: Claim, told: tuple[Effect, int] | None, p_holm: float | None
-) -> dict[str, Any]:
-    control = _difference(study, found, *claim.control, claim.on) if claim.control else None
-    about = claim._asdict() | {"control": list(claim.control) if claim.control else None}
-    changes = {
-        "paper_change": _change(*(row.paper.get(claim.on) for row in _both(study, claim))),
-        "our_change": _change(*(_mean(found, row, claim.on) for row in _both(study, claim))),
+def _judged(told: _Told, p_holm: float, *, tokens: str, claims: int) -> dict[str, Any]:
+    beside = {
+        "control_difference": told.control and told.control._asdict(),
+        "excess": told.excess and told.excess._asdict(),
     }
-    beside = control and control[0]._asdict()
-    if told is None or p_holm is None:
-        missing = next(name for name in (claim.better, claim.worse) if not found.scores[name])
-        why = f"{missing} was not run"
-        nothing = {"verdict": "undecided", "why": why, "users_needed": None, "difference": None}
-        return about | nothing | {"control_difference": beside} | changes
-    difference, seeds = told
-    judged = judge(difference, p_holm, control and control[0], seeds=seeds, confidence=CONFIDENCE)
-    return (
-        about
-        | judged._asdict()
-        | {"difference": difference._asdict() | {"p_holm": p_holm}, "control_difference": beside}
-        | changes
+    if told.difference is None:
+        return {"verdict": "undecided", "why": told.why, "users_needed": None, "difference": None} | beside
+    judged = judge(told.difference, p_holm, told.excess, seeds=told.seeds, claims=claims, confidence=CONFIDENCE)
+    if tokens:
+        judged = judged._replace(verdict="undecided", why=tokens)
+    return judged._asdict() | {"difference": told.difference._asdict() | {"p_holm": p_holm}} | beside
+
+
+def _tokens(claim: Claim, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Why rows that are said to read as much as one another do not; nothing where they do, or it is not said."""
+    if not claim.same_tokens:
+        return ""
+    better, worse = (
+        max((run["tokens"] or 0 for run in rows[name]["runs"]), default=0) for name in (claim.better, claim.worse)
     )
-
-
-def _both(study: Study, claim: Claim) -> list[Row]:
-    return [next(row for row in study.rows if row.name == name) for name in (claim.better, claim.worse)]
-
-
-def _mean(found: Found, row: Row, score: str) -> float | None:
-    results = list(found.scores[row.name].values())
-    return float(np.nanmean(of_users(results, row.system, score))) if results else None
+    if abs(better - worse) <= TOKENS_APART * max(better, worse):
+        return ""
+    return f"the rows do not read as much as one another: {better:,} and {worse:,} tokens"
 
 
 def _change(better: float | None, worse: float | None) -> float | None:
@@ -176,13 +247,17 @@ def _change(better: float | None, worse: float | None) -> float | None:
 
 
 def _tell_changes(rows: Sequence[dict[str, Any]]) -> None:
-    """Add each row's change from the first row, as the paper prints it."""
-    base = rows[0]["mean"]
+    """Add each row's change from the first row, as the paper prints it, over the seeds that both have."""
     for row in rows:
-        changes = {name: _change(value, base.get(name)) for name, value in row["mean"].items()}
-        row["change"] = (
-            {} if row is rows[0] else {name: change for name, change in changes.items() if change is not None}
-        )
+        seeds = {run["seed"] for run in rows[0]["runs"]} & {run["seed"] for run in row["runs"]}
+        pair = [[run["scores"] for run in each["runs"] if run["seed"] in seeds] for each in (row, rows[0])]
+        changes = {name: _change(*(_mean(scores, name) for scores in pair)) for name in row["mean"]}
+        row["change"] = {} if row is rows[0] else {name: one for name, one in changes.items() if one is not None}
+
+
+def _mean(scores: Sequence[Mapping[str, float | None]], name: str) -> float | None:
+    values = [one[name] for one in scores if one.get(name) is not None]
+    return float(np.mean(np.asarray(values, dtype=np.float64))) if values else None
 
 
 def _notes(study: Study, found: Found) -> list[str]:

@@ -1,11 +1,14 @@
 """What a result was made from, all of it, and what its tuning cost: read from the manifests of a store."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 TUNED = ("sft", "preferences", "aligned")
 """Stages that make a language model out of another, or what the next of them learns from."""
+NOT_TUNED = ("popularity", "own_history", "linear", "oracle")
+"""Systems that no such stage stands behind."""
 
 
 class Built(NamedTuple):
@@ -49,11 +52,19 @@ def _add(path: Path, found: dict[Path, Built]) -> None:
     found[path] = Built(path=path, **{field: content[field] for field in fields})
 
 
-def tuned(results: list[Built]) -> list[dict[str, Any]]:
-    """The stages of tuning and alignment in their order: name, key, optimizer steps, tokens read, and seconds."""
+def tuned(results: Sequence[Built], *, system: str) -> list[dict[str, Any]]:
+    """What a system was trained in, stage by stage: name, key, optimizer steps, tokens read, and seconds.
+
+    Args:
+        results: A result of stage ``scores`` and all that it was made from.
+        system: LEADRE, or one that its lists were shortened to, was tuned and aligned; a learned baseline has a stage
+            of its own; the others have none.
+    """
+    own = f"baseline_{system}"
+    wanted = {own} if any(result.stage == own for result in results) else set(TUNED)
     told = []
     for result in results:
-        if result.stage in TUNED:
+        if result.stage in wanted and system not in NOT_TUNED:
             budget = _budget(result.path)
             tasks = "+".join(budget.get("tasks", {}))
             name = f"{result.stage}: {tasks}" if tasks else result.stage

@@ -1,7 +1,7 @@
 """All six orders of the three tasks, and their mix (LEADRE 5.2.2 tries one order; its second open question).
 
-Every row sees each pair as often, so all read the same tokens in as many steps. In the control the paper's order has
-other training seeds.
+Every row sees each pair as often, so all read the same tokens in about as many steps. In the control the paper's order
+has other training seeds.
 
     python -m experiments.open_question2_all_orders
 """

@@ -1,6 +1,6 @@
 """The comparison report of a study in Weights & Biases: verdicts, scores by row, curves, tables, settings.
 
-    python -m experiments.report_wandb table2_task_order                # the newest run of that study in the store
+    python -m experiments.report_wandb table2_task_order                # its run of most seeds in the store
     python -m experiments.report_wandb table2_task_order log            # send its runs first (nothing is there twice)
     python -m experiments.report_wandb table2_task_order project=my-ads entity=my-team store.root=store draft
 
@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.reporting.page import read_result
+from experiments.reporting.tables import interval
 from experiments.reporting.to_wandb import (
     CLAIMS,
     CODEBOOKS,
@@ -25,18 +27,19 @@ from experiments.reporting.to_wandb import (
     STEP,
     curves,
     log_study,
-    read_result,
     run_id,
     study_id,
     sync_command,
 )
 from leadre.artifacts import ArtifactError
-from leadre.training.logs import first_line, has_wandb_key, wandb_url
+from leadre.training.logs import first_line, has_wandb_key, is_wandb_disabled, wandb_url
 
 Report = Any
 """One of wandb-workspaces, which names nothing for type checkers."""
 WORDS = ("draft", "log")
 KEYS = {"store.root": "store", "project": "leadre", "entity": ""}
+log = logging.getLogger(__name__)
+
 WAIT_S = 10
 """How long the server is waited for before anything is sent."""
 _LONGEST_TITLE = 128
@@ -84,11 +87,13 @@ def asked(arguments: Sequence[str]) -> Asked:
     return Asked(names[0], Path(given["store.root"]), given["project"], entity, draft, log)
 
 
-def newest(studies: Path, study: str) -> Path:
-    """The folder of the newest run of a study.
+def reported(studies: Path, study: str) -> Path:
+    """The folder of the run of a study that is told: of those with most training seeds the newest.
+
+    A run whose ``result.json`` is broken is named in a warning and passed over.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or none that is whole.
     """
     runs = sorted(path.parent for path in (studies / study).glob("*/result.json"))
     if not runs:
@@ -98,7 +103,18 @@ def newest(studies: Path, study: str) -> Path:
             f"{study} has no result in {studies}: {there}; run python -m experiments.{study} first, or name the store "
             "with store.root=FOLDER"
         )
-    return runs[-1]
+    whole: list[tuple[int, Path]] = []
+    faults = []
+    for run in runs:
+        try:
+            whole.append((len(read_result(run)["seeds"]), run))
+        except ValueError as error:
+            faults.append(str(error))
+    if not whole:
+        raise ValueError("\n".join(faults))
+    for fault in faults:
+        log.warning("passed over: %s", fault)
+    return max(whole)[1]  # folders are named by their time
 
 
 def build_report(result: Mapping[str, Any], *, table: str, names: Sequence[str], project: str, entity: str) -> Report:
@@ -163,7 +179,9 @@ def main(arguments: Sequence[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         wanted = asked(arguments)
-        folder = newest(wanted.store / "studies", wanted.study)
+        if is_wandb_disabled():
+            raise ValueError("WANDB_MODE is disabled: unset it to build a report in W&B")
+        folder = reported(wanted.store / "studies", wanted.study)
         result = read_result(folder)
         names = curve_names(result, wanted.store)
         entity = wanted.entity or default_entity()
@@ -289,18 +307,14 @@ def _claim(claim: Mapping[str, Any]) -> str:
     told = [claim["why"]]
     if difference := claim.get("difference"):
         told.append(
-            f"{claim['on']} of {claim['better']} less that of {claim['worse']}: {_effect(difference)}, "
+            f"{claim['on']} of {claim['better']} less that of {claim['worse']}: {interval(difference)}, "
             f"p {difference['p_holm']:.4f} after Holm"
         )
     if beside := claim.get("control_difference"):
-        told.append(f"that of the control: {_effect(beside)}")
+        told.append(f"that of the control: {interval(beside)}")
     if users := claim.get("users_needed"):
         told.append(f"{users:,} users would tell")
     return f"- **{claim['verdict']}**: {claim['text']} ({claim['source']}): {'; '.join(told)}"
-
-
-def _effect(told: Mapping[str, float]) -> str:
-    return f"{told['mean']:+.4f} ({told['low']:+.4f} to {told['high']:+.4f})"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ words of ``reproduction.md.jinja``.
     python -m experiments.reproduction table2_task_order              # these studies alone are taken over
     python -m experiments.reproduction store.root=PATH                # those of another store
 
-A run with fewer seeds than three does not replace one with three: a trial leaves the record as it is.
+A run replaces another of the same settings if at least as many of its rows have three seeds: a trial, or a run whose
+rows failed, leaves the record as it is. A run with overrides other than of its data, its machine and its seeds has a
+file of its own.
 """
 
 import logging
@@ -17,18 +19,18 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.record import Claim, Difference, Record, Row, file_name, read_record
+from experiments.reporting.tables import interval
+from experiments.reporting.words import percent
+from experiments.verdict import FEWEST_SEEDS, Verdict
 from leadre.report.table import NOTHING, Grid, decimals, markdown
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
-SEEDS = 3
-"""So many runs a claim needs: below that a run counts as a trial."""
-VERDICTS = ("holds", "fails", "undecided")
 log = logging.getLogger(__name__)
 
 
@@ -62,6 +64,10 @@ def collect(studies: Path, results: Path, named: Sequence[str] = ()) -> Collecte
             faults.append(str(error))
     taken = [results / name for name, record in newest.items() if _replaces(record, results / name)]
     for path in taken:
+        if newest[path.name].dirty:
+            log.warning(
+                "%s was made from changed code: commit %s does not make it again", path.name, newest[path.name].git
+            )
         results.mkdir(parents=True, exist_ok=True)
         path.write_text(newest[path.name].model_dump_json(indent=1) + "\n", encoding="utf-8")
     return Collected(taken, faults)
@@ -96,11 +102,17 @@ def render(records: Sequence[Record]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    page.filters |= {"plain": plain, "cell": lambda text: plain(text).replace("|", "\\|"), "percent": _percent}
+    page.filters |= {"plain": plain, "cell": lambda text: plain(text).replace("|", "\\|"), "percent": _change}
     studies: dict[str, list[Record]] = {}
     for record in records:
         studies.setdefault(record.study, []).append(record)
-    functions = {"verdicts": verdicts, "claims": claims_table, "scores": scores_table, "ran": how_it_ran}
+    functions = {
+        "verdicts": verdicts,
+        "claims": claims_table,
+        "scores": scores_table,
+        "ran": how_it_ran,
+        "keys": keys_of,
+    }
     text = page.get_template("reproduction.md.jinja").render(studies=studies, **functions)
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
@@ -113,7 +125,7 @@ def verdicts(records: Iterable[Record]) -> str:
         'no claim yet'
     """
     found = [claim.verdict for record in records for claim in record.claims]
-    return ", ".join(f"{found.count(one)} {one}" for one in VERDICTS if one in found) or "no claim yet"
+    return ", ".join(f"{found.count(one)} {one}" for one in get_args(Verdict) if one in found) or "no claim yet"
 
 
 def claims_table(record: Record) -> str:
@@ -126,6 +138,7 @@ def claims_table(record: Record) -> str:
         "ours",
         f"difference ({share})",
         f"its control ({share})",
+        f"beyond its control ({share})",
         "p (Holm)",
         "verdict",
         "needs",
@@ -154,10 +167,24 @@ def how_it_ran(record: Record) -> str:
     if record.users is not None:
         told.append(f"{record.users:,} {record.unit}")
     if record.builds is not None:
-        told.append(f"{record.builds.built:,} of {record.builds.asked:,} stages built")
-    if record.seconds is not None:
-        told.append(f"{math.ceil(record.seconds / 60):,} min")
-    return "; ".join(told)
+        shared = f"where rows that share nothing would have {record.builds.asked:,}"
+        told.append(f"{record.builds.built:,} distinct results {shared}")
+    took = [("stages: {} min of building", record.seconds_of_stages), ("this call {} min", record.seconds)]
+    times = [text.format(f"{math.ceil(seconds / 60):,}") for text, seconds in took if seconds is not None]
+    return "; ".join(told + [", ".join(times)] * bool(times))
+
+
+def keys_of(row: Row) -> str:
+    """The key behind each run; one key where every seed has the same result.
+
+    Example:
+        >>> keys_of(Row(name="x", runs=[{"seed": 0, "key": "ab"}, {"seed": 1, "key": "ab"}]))
+        'nothing is random, the same with seeds 0, 1: `ab`'
+    """
+    seeds, keys = [run.seed for run in row.runs], [run.key for run in row.runs]
+    if len(keys) > 1 and len(set(keys)) == 1:
+        return f"nothing is random, the same with seeds {', '.join(map(str, seeds))}: `{keys[0]}`"
+    return ", ".join(f"seed {seed} `{key}`" for seed, key in zip(seeds, keys, strict=True))
 
 
 def plain(text: str) -> str:
@@ -177,10 +204,9 @@ def _claim_cells(claim: Claim) -> tuple[str, ...]:
     return (
         f"{plain(claim.text)} ({plain(claim.source)}): {plain(claim.better)} over {plain(claim.worse)}",
         claim.on,
-        _percent(claim.paper_change),
-        _percent(claim.our_change),
-        _interval(ends),
-        _interval(claim.control_difference),
+        _change(claim.paper_change),
+        _change(claim.our_change),
+        *(_interval(found) for found in (ends, claim.control_difference, claim.excess)),
         told,
         f"**{claim.verdict}**",
         needs,
@@ -188,11 +214,11 @@ def _claim_cells(claim: Claim) -> tuple[str, ...]:
 
 
 def _interval(found: Difference | None) -> str:
-    return NOTHING if found is None else f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+    return interval(None if found is None else found.model_dump())
 
 
-def _percent(share: float | None) -> str:
-    return NOTHING if share is None or not math.isfinite(share) else f"{share:+.1%}".replace("%", " %")
+def _change(share: float | None) -> str:
+    return percent(share) or NOTHING
 
 
 def _score(row: Row, column: str) -> str:
@@ -201,7 +227,7 @@ def _score(row: Row, column: str) -> str:
         return NOTHING
     told = [decimals(mean)]
     told += [f"[{decimals(ends[0])}, {decimals(ends[1])}]"] if ends else []
-    told += [f"({_percent(change)})"] if change is not None else []
+    told += [f"({percent(change)})"] if change is not None else []
     return " ".join(told)
 
 
@@ -209,7 +235,7 @@ def _paper(row: Row, first: Row, column: str) -> str:
     theirs, base = row.paper.get(column), first.paper.get(column)
     if theirs is None:
         return NOTHING
-    return decimals(theirs) + (f" ({_percent(theirs / base - 1)})" if base and row is not first else "")
+    return decimals(theirs) + (f" ({percent(theirs / base - 1)})" if base and row is not first else "")
 
 
 def _amount(row: Row, name: Literal["steps", "tokens"]) -> str:
@@ -218,14 +244,19 @@ def _amount(row: Row, name: Literal["steps", "tokens"]) -> str:
 
 
 def _worth(record: Record) -> tuple[int, float]:
-    return min(len(record.seeds), SEEDS), record.date.timestamp()
+    return sum(len(row.runs) >= FEWEST_SEEDS for row in record.rows), record.date.timestamp()
 
 
 def _replaces(record: Record, path: Path) -> bool:
     try:
-        return _worth(record) >= _worth(read_record(path))
+        kept = read_record(path)
     except ValueError:  # there is none, or it is broken
         return True
+    if record.date > kept.date and _worth(record) < _worth(kept):
+        rows = [_worth(one)[0] for one in (kept, record)]
+        told = "%s stays: %s of its rows have three seeds, of the newest run %s; delete it to have that"
+        log.warning(told, path, *rows)
+    return _worth(record) >= _worth(kept)
 
 
 def places(arguments: Sequence[str]) -> tuple[Path, tuple[str, ...]]:

@@ -19,6 +19,7 @@ from experiments.reporting.figure import draw
 from experiments.reporting.page import write_index, write_page
 from experiments.reporting.tables import grid_of, write_tables
 from experiments.study import Study, configured, described, run_rows, seeds_and_overrides, settings_of
+from leadre.artifacts import ArtifactError
 from leadre.config import ConfigError, RunConfig
 from leadre.job import quiet_libraries
 from leadre.report.table import rich_table
@@ -26,6 +27,7 @@ from leadre.training.config import WandbLogs
 
 STUDIES = "studies"
 """The folder of a store that holds what studies found, beside the stages' results."""
+log = logging.getLogger(__name__)
 
 
 def run_study(study: Study, arguments: Sequence[str]) -> None:
@@ -59,19 +61,33 @@ def finish(study: Study, content: Mapping[str, Any], run: RunConfig) -> None:
         run: Where the store is and where metrics go.
     """
     store = Path(run.store.root)
-    folder = store / STUDIES / study.name / datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S")
+    folder = store / STUDIES / study.name / f"{datetime.now(UTC):%Y-%m-%d_%H-%M-%S-%f}"
     _leave(folder, content, store, draw=study.draw or draw)
     if isinstance(run.logger, WandbLogs):
-        from experiments.reporting.to_wandb import log_study
+        _log(folder, store, run.logger)
+    holes = [row["name"] for row in content["rows"] if row["not_run"]]
+    last = {"study": study.name, "folder": str(folder), "verdicts": verdicts(content), "not_run": holes}
+    print(json.dumps(last))
+    if holes:
+        sys.exit(f"{len(holes)} of {len(content['rows'])} rows have holes: {', '.join(holes)}")
 
-        log_study(folder, store, project=run.logger.project, entity=run.logger.entity)
-    print(json.dumps({"study": study.name, "folder": str(folder), "verdicts": verdicts(content)}))
+
+def _log(folder: Path, store: Path, logger: WandbLogs) -> None:
+    """Send a study to Weights & Biases: what is found stays found where that fails."""
+    from experiments.reporting.to_wandb import log_study
+
+    try:
+        log_study(folder, store, project=logger.project, entity=logger.entity)
+    except (ArtifactError, ValueError) as error:
+        log.warning("nothing went to Weights & Biases: %s", error)
 
 
 def _leave(folder: Path, content: Mapping[str, Any], store: Path, *, draw: Callable[[Path, Path], None]) -> None:
     """Write a study's files, the page and the index last, and show the table and the verdicts."""
     folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    unfinished = folder / "result.json.part"
+    unfinished.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    unfinished.replace(folder / "result.json")
     write_tables(folder, content)
     draw(folder, store)
     page = write_page(folder, store)

@@ -4,7 +4,6 @@ Every stage is a result in the store, so rows share what they have in common, an
 where it was. `experiments.run` makes a command of a study (docs/studies.md).
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 
 from leadre import pipeline
 from leadre.artifacts import Result, Store
 from leadre.config import CONF, ConfigError, RunConfig, check, load
 
 OURS = "LEADRE"
-LONGEST_TAG = 64
-"""Of Weights & Biases, in letters."""
+_GONE = "no such key"
 log = logging.getLogger(__name__)
 
 
@@ -54,6 +53,7 @@ class Claim(NamedTuple):
         on: Of which score of users, such as HR@8.
         control: Two rows whose difference must not be above 0: the same comparison with nothing behind it.
         source: Who says so.
+        same_tokens: Whether it is said of rows that read as many tokens as one another.
     """
 
     text: str
@@ -62,6 +62,7 @@ class Claim(NamedTuple):
     on: str
     control: tuple[str, str] | None
     source: str
+    same_tokens: bool = False
 
 
 def scored(overrides: Sequence[str], seed: int) -> Result:
@@ -126,9 +127,7 @@ def described(study: Study) -> str:
 
 def configured(overrides: Sequence[str], seed: int) -> RunConfig:
     """The settings of a row with a training seed."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        run: RunConfig = load(compose("run", [*overrides, f"seed={seed}"]))
-    return run
+    return load(_composed([*overrides, f"seed={seed}"]))
 
 
 def seeds_and_overrides(arguments: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -148,39 +147,55 @@ def seeds_and_overrides(arguments: Sequence[str]) -> tuple[list[int], list[str]]
 
 
 def settings_of(study: Study, overrides: Sequence[str]) -> dict[str, list[str]]:
-    """What each row is run with: the study's overrides but for the groups that the row replaces, then its own.
+    """What each row is run with: the study's overrides but for what the row replaces, then its own.
+
+    A row's group replaces the study's choice of that group. A key inside of such a group stays where the row's option
+    has it, such as ``sft.tuning.learning_rate``, and is left out where it has not, such as the steps of a quantizer
+    that does not learn.
 
     Raises:
-        ConfigError: If an override names what the rows differ in or is wrong, or a row does not compose.
+        ConfigError: If an override is wrong or sets what the rows differ in, or a row does not compose.
     """
-    varied = [{_key(text) for text in row.overrides} for row in study.rows if not row.control]
+    varied = {_key(text) for row in study.rows if not row.control for text in row.overrides}
     for text in overrides:
-        if all(any(_covers(own, _key(text)) for own in keys) for keys in varied):
+        if _key(text) in varied:
             raise ConfigError(f"{text}: this is what the rows of {study.name} differ in: leave it out")
     check(overrides)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        quantizer = compose("run", list(overrides)).quantizer
+    quantizer = _composed(overrides).quantizer
     sizes = {name: quantizer.get(name) for name in ("levels", "codebook_size")}
-    return {row.name: _settings_of_row(row, study, overrides, sizes) for row in study.rows}
+    settings = {
+        row.name: _settings_of_row([text.format(**sizes) for text in row.overrides], overrides) for row in study.rows
+    }
+    checked: set[tuple[str, ...]] = set()
+    for row in study.rows:
+        chosen = settings[row.name]
+        try:
+            if tuple(chosen) not in checked:
+                check(chosen)
+        except ConfigError as error:
+            told = " ".join(row.overrides)
+            raise ConfigError(f"row {row.name!r} of {study.name} does not compose ({told}): {error}") from None
+        checked.add(tuple(chosen))
+    return settings
 
 
-def _settings_of_row(row: Row, study: Study, overrides: Sequence[str], sizes: Mapping[str, int]) -> list[str]:
-    own = [text.format(**sizes) for text in row.overrides]
-    chosen = [*(text for text in overrides if not any(_covers(_key(one), _key(text)) for one in own)), *own]
-    try:
-        check(chosen)
-    except ConfigError as error:
-        raise ConfigError(f"row {row.name!r} of {study.name} does not compose ({' '.join(own)}): {error}") from None
-    return chosen
+def _settings_of_row(own: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    keys = {_key(text) for text in own}
+    inside = [text for text in overrides if any(_key(text).startswith((f"{key}.", f"{key}/")) for key in keys)]
+    if not inside:
+        return [*(text for text in overrides if _key(text) not in keys), *own]
+    known = _composed(own)
+    lacking = {text for text in inside if OmegaConf.select(known, _key(text).replace("/", "."), default=_GONE) is _GONE}
+    return [*(text for text in overrides if _key(text) not in keys and text not in lacking), *own]
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("run", list(overrides))
 
 
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
-
-
-def _covers(key: str, other: str) -> bool:
-    """Whether setting ``key`` replaces ``other``: itself, or a group that it lies in."""
-    return other == key or other.startswith((f"{key}.", f"{key}/"))
 
 
 def run_rows(study: Study, settings: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> Found:
@@ -196,17 +211,13 @@ def run_rows(study: Study, settings: Mapping[str, Sequence[str]], seeds: Sequenc
         told = "" if left is None else f", about {left:.0f} min left"
         log.info("%s: run %s of %s: %s, seed %s%s", study.name, done + 1, len(runs), row.name, seed, told)
         try:
-            overrides = [*settings[row.name], *_logged(study, row, seed, settings)]
-            scores[row.name][seed] = study.run(overrides, seed + row.shift)
+            scores[row.name][seed] = study.run(_unlogged(settings[row.name]), seed + row.shift)
         except Exception as error:  # the other rows need not suffer, and the table shows the hole and why
             not_run[row.name] = f"seed {seed}: {type(error).__name__}: {error}"
             log.warning("%s is not run", row.name, exc_info=error)
     return Found(scores, not_run, seeds)
 
 
-def _logged(study: Study, row: Row, seed: int, settings: Mapping[str, Sequence[str]]) -> list[str]:
-    """How a run's own curves are named in Weights & Biases, where they go there."""
-    if not any(_key(text) == "logger" and text.endswith("=wandb") for text in settings[row.name]):
-        return []
-    tags = json.dumps([study.name, row.name[:LONGEST_TAG], f"seed {seed}"])
-    return [f"logger.group={study.name}", f"logger.tags={tags}"]
+def _unlogged(overrides: Sequence[str]) -> list[str]:
+    """Without what sends curves to Weights & Biases: a study sends them with its scores, when it ends."""
+    return [text for text in overrides if _key(text).partition(".")[0] != "logger"]

@@ -17,8 +17,6 @@ from leadre.settings import settings
 VERSION = 1
 KS = (1, 10, 50, 100)
 NUM_CATEGORIES, NUM_ADS = 48, 100
-SHUFFLES = 20
-"""Of the control: ads of one text share their neighbors, so one shuffle is noisy."""
 WIDTH = 64
 """Of random vectors."""
 SYSTEM = "encoder"
@@ -41,7 +39,7 @@ PAPER = {
 
 Pool = Literal["sample", "catalog"]
 Texts = Literal["all", "distinct"]
-Kind = Literal["embedding", "shuffled", "random_texts", "random_ads", "at_most", "chance"]
+Kind = Literal["embedding", "exchanged", "random_texts", "random_ads", "at_most", "chance"]
 Tasks = dict[tuple[Pool, Texts], Task]
 
 
@@ -51,11 +49,12 @@ class LineConfig:
 
     Attributes:
         kind: An encoder's nearest ads, or what they are held against: the first ads of a random order of the pool
-            (``chance``), the most there is (``at_most``), the nearest by a random vector a text or an ad, and an
-            encoder's nearest with the other ads of the pool in each other's place (``shuffled``).
+            (``chance``), the most there is (``at_most``), the nearest by a random vector a text or an ad, and by an
+            encoder whose texts have each other's vectors (``exchanged``): the same vectors and the same copies, and
+            nothing of what a text says.
         category: Of which level the categories are.
         sample: The seed that draws the ads that are asked about.
-        seed: Of random vectors and shuffles; None for all else.
+        seed: Of random vectors and exchanges; None for all else.
     """
 
     kind: Kind
@@ -130,7 +129,7 @@ def count(config: LineConfig, world: Path, embeddings: Path | None = None, *, ou
     Args:
         config: What is counted.
         world: Reads ``ads.parquet``.
-        embeddings: Reads ``vectors.safetensors``; for an encoder and its shuffle.
+        embeddings: Reads ``vectors.safetensors``; for an encoder, and for the exchange of its texts.
         out: The folder of the result.
     """
     ads = read_ads(world, category=config.category)
@@ -158,7 +157,7 @@ def shares(config: LineConfig, task: Task, texts: Rows, x: Vectors | None) -> Sh
         config: What is counted.
         task: The queries and the pool.
         texts: ``(N,)`` number of each ad's text.
-        x: ``(N, D)``; for an encoder and its shuffle.
+        x: ``(N, D)``; for an encoder, and for the exchange of its texts.
 
     Raises:
         ValueError: If vectors are needed and there are none.
@@ -173,11 +172,32 @@ def shares(config: LineConfig, task: Task, texts: Rows, x: Vectors | None) -> Sh
         x = x[texts] if config.kind == "random_texts" else x
     if x is None:
         raise ValueError(f"kind is {config.kind!r}, which needs an encoder's vectors: give embeddings")
-    neighbors = accuracy.found(task, x, most=KS[-1])
-    if config.kind != "shuffled":
-        return accuracy.accuracy(task, neighbors, KS)
-    mixed = (accuracy.shuffled(task, neighbors, generator) for _ in range(SHUFFLES))
-    return np.asarray(np.mean([accuracy.accuracy(task, rows, KS) for rows in mixed], axis=0))
+    if config.kind == "exchanged":
+        x = exchanged(x, texts, generator)
+    return accuracy.accuracy(task, accuracy.found(task, x, most=KS[-1]), KS)
+
+
+def exchanged(x: Vectors, texts: Rows, generator: np.random.Generator) -> Vectors:
+    """Each text with the vector of another: ads of one text still share theirs.
+
+    Args:
+        x: ``(N, D)``, equal for equal texts.
+        texts: ``(N,)`` number of each ad's text.
+        generator: Draws which text has whose vector.
+    """
+    _, first, text = np.unique(texts, return_index=True, return_inverse=True)
+    return np.asarray(x[generator.permutation(first)[text]])
+
+
+def next_best(encoder: str, k: int) -> str:
+    """Who follows an encoder in a column of the paper.
+
+    Example:
+        >>> next_best("hunyuan", 10), next_best("hunyuan", 50)
+        ('bert_chinese', 'bge_m3')
+    """
+    own, place = PAPER[encoder], KS.index(k)
+    return max((name for name in PAPER if PAPER[name][place] < own[place]), key=lambda name: PAPER[name][place])
 
 
 def by_text(values: Shares, task: Task, texts: Rows) -> tuple[Rows, Shares]:

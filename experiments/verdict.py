@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 Scores = NDArray[np.float64]
 Verdict = Literal["holds", "fails", "undecided"]
@@ -17,6 +18,7 @@ FEWEST_SEEDS = 3
 """With fewer, nothing is known of how much other seeds would differ, and no claim holds."""
 POWER = 0.8
 _DRAWS_AT_ONCE = 500
+_HALVINGS = 60
 
 
 class Effect(NamedTuple):
@@ -122,32 +124,47 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def users_needed(found: Effect, *, confidence: float) -> int | None:
+def users_needed(found: Effect, *, seeds: int, confidence: float) -> int | None:
     """How many users would tell a difference of this size from none, with these seeds, four times in five.
+
+    The interval must end short of 0 by what the mean swings four times in five: its half width is that of the normal
+    distribution over users and of Student's t over seeds, put together as the roots of their squares.
 
     Returns:
         None where the seeds differ so much that no number of users would, or where there is no difference at all.
     """
-    quantile = NormalDist().inv_cdf
-    wanted = (found.mean / (quantile((1 + confidence) / 2) + quantile(POWER))) ** 2
-    room = wanted - found.of_seeds
-    return int(np.ceil(found.of_users * found.users / room)) if room > 0 else None
+    tail = (1 + confidence) / 2
+    over_users, over_seeds = NormalDist().inv_cdf(tail), float(student.ppf(tail, max(seeds - 1, 1)))
+
+    def is_told(of_users: float) -> bool:
+        half = np.hypot(over_users * of_users**0.5, over_seeds * found.of_seeds**0.5)
+        return bool(abs(found.mean) >= half + NormalDist().inv_cdf(POWER) * (of_users + found.of_seeds) ** 0.5)
+
+    if found.mean == 0 or not is_told(0.0):
+        return None
+    least, most = 0.0, found.mean**2  # variances that are told, and that are not
+    for _ in range(_HALVINGS):
+        middle = (least + most) / 2
+        least, most = (middle, most) if is_told(middle) else (least, middle)
+    return int(np.ceil(found.of_users * found.users / least)) if least else None
 
 
-def judge(found: Effect, p_holm: float, control: Effect | None, *, seeds: int, confidence: float) -> Judged:
+def judge(found: Effect, p_holm: float, excess: Effect | None, *, seeds: int, claims: int, confidence: float) -> Judged:
     """The verdict on a claim.
 
-    It *holds* if its difference is above 0 (by Holm's p) with three seeds or more, and its control's is not; it
-    *fails* if its difference is below 0, with three seeds or more; else it is *undecided*.
+    It *holds* if its difference is above 0 (by Holm's p) with three seeds or more, and above that of its negative
+    control too; it *fails* if its difference is below 0, with three seeds or more; else it is *undecided*.
 
     Args:
         found: The claim's difference.
         p_holm: Its p among all claims of the study.
-        control: The difference where what the claim names is taken out; None where it was not run.
+        excess: By how much the difference is above the same where what the claim names is taken out; None where that
+            control has fewer than three seeds.
         seeds: How many training seeds both rows have.
+        claims: How many claims the study has.
         confidence: Of the intervals; 1 - confidence is the level that ``p_holm`` must be below.
     """
-    needed = users_needed(found, confidence=confidence)
+    needed = users_needed(found, seeds=seeds, confidence=1 - (1 - confidence) / claims)
     if p_holm >= 1 - confidence:
         return Judged("undecided", _why_not_told(found, needed), needed)
     if seeds < FEWEST_SEEDS:
@@ -155,13 +172,12 @@ def judge(found: Effect, p_holm: float, control: Effect | None, *, seeds: int, c
         return Judged("undecided", why, needed)
     if found.mean < 0:
         return Judged("fails", "the difference is the other way round", needed)
-    if control is None:
-        return Judged("undecided", "its negative control was not run", needed)
-    if control.low > 0:
-        return Judged(
-            "undecided", "its negative control gains too, so the gain may not come of what is claimed", needed
-        )
-    return Judged("holds", "the difference is above 0, and its negative control's is not", needed)
+    if excess is None:
+        return Judged("undecided", "its negative control was not run with three seeds", needed)
+    if excess.low <= 0:
+        why = "its negative control's difference cannot be told from it, so it may not come of what is claimed"
+        return Judged("undecided", why, needed)
+    return Judged("holds", "the difference is above 0, and above its negative control's", needed)
 
 
 def _why_not_told(found: Effect, needed: int | None) -> str:

@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that a wrong key is told in about a second.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -29,7 +30,7 @@ from leadre.inspection.config import InspectionConfig
 from leadre.lm.config import LMConfig
 from leadre.ltr.config import LtrConfig
 from leadre.metrics.config import MetricsConfig
-from leadre.objective import check_objective
+from leadre.objective import check_objective, scores_measured
 from leadre.prompts.config import PromptsConfig
 from leadre.quantizer.config import QuantizerConfig
 from leadre.settings import settings
@@ -39,6 +40,8 @@ from leadre.training.config import ComputeConfig, LoggerConfig
 CONF = Path(__file__).parent.parent / "conf"
 SEVERAL = ("next_n", "next_n_control")
 """The tasks whose responses name several ads."""
+_SEARCHES = {"hydra/sweeper=search", "hydra/sweeper=optuna"}
+"""What makes a search of a multirun where no space is named."""
 _OF_TRAINING = ("seed", "embedding", "quantizer", "catalog", "prompts", "lm", "sft", "alignment")
 """What lists for a whole user base take from the model's training."""
 
@@ -91,11 +94,7 @@ class RunConfig:
     @model_validator(mode="after")
     def _the_objective_is_measured(self) -> Self:
         if self.objective is not None:
-            last = self.sft if self.alignment.kind == "none" else self.alignment
-            measured: dict[str | None, int] = {
-                name: baseline.validations for name, baseline in self.baselines.learned.items()
-            }
-            check_objective(self.objective, measured | {None: last.tuning.validations})
+            check_objective(self.objective, scores_measured(self.sft, self.alignment, self.baselines))
         return self
 
     @model_validator(mode="after")
@@ -245,7 +244,8 @@ def _check_filters(decoding: DecodingConfig) -> None:
 def check(arguments: Sequence[str], *, name: str = "run") -> None:
     """Check a command line before anything heavy is imported: groups, keys and values, all faults at once.
 
-    Of a multirun the first job is checked, and every other value of a sweep in its place; of a search its ends.
+    Of a multirun the first job is checked, and every other value of a sweep in its place; of a search every value of
+    a choice, and both ends of a range or an interval.
 
     Args:
         arguments: The command line without the program's name; Hydra's own flags are passed over.
@@ -263,7 +263,7 @@ def check(arguments: Sequence[str], *, name: str = "run") -> None:
             overrides.append(OverridesParser.create().parse_override(text))
         except HydraException:
             faults[f"{text}: cannot be read as key=value: quote what is no plain word, number or [list]"] = None
-    for job in _ends(overrides) if space else _jobs(overrides):
+    for job in _trials(overrides) if space or _SEARCHES.intersection(typed) else _jobs(overrides):
         faults |= dict.fromkeys(_faults(job, name))
     if faults:
         raise ConfigError(_message(list(faults)))
@@ -324,11 +324,25 @@ def _jobs(overrides: Sequence[Override]) -> Iterator[list[tuple[Override, str]]]
             yield list(zip(overrides, chain(first[:place], [option], first[place + 1 :]), strict=True))
 
 
-def _ends(overrides: Sequence[Override]) -> Iterator[list[tuple[Override, str]]]:
-    """The trial with the first value of everything that is searched, and that with the last."""
-    values = [_values(override) for override in overrides]
-    for place in (0, -1):
-        yield [(override, options[place]) for override, options in zip(overrides, values, strict=True)]
+def _trials(overrides: Sequence[Override]) -> Iterator[list[tuple[Override, str]]]:
+    """The trial with the last value of all that is searched; that with the first; the other values in its place."""
+    values = [_bounds(override) or _values(override) for override in overrides]
+    first, last = ([options[end] for options in values] for end in (0, -1))
+    yield list(zip(overrides, last, strict=True))
+    yield list(zip(overrides, first, strict=True))
+    for place, options in enumerate(values):
+        for option in options[1:-1]:  # a search may draw any value beside any other
+            yield list(zip(overrides, chain(first[:place], [option], first[place + 1 :]), strict=True))
+
+
+def _bounds(override: Override) -> list[str]:
+    """The ends of a range as Optuna draws from it: the upper one is a value, which it is not to Hydra."""
+    sweep = override.value()
+    if not isinstance(sweep, RangeSweep) or sweep.shuffle or sweep.start is None or sweep.stop is None:
+        return []  # a shuffled one is a choice to Optuna
+    key = (override.input_line or "").partition("=")[0]
+    steps = math.floor((sweep.stop - sweep.start) / sweep.step + 1e-9)  # 0.3 / 0.1 is a hair less than 3
+    return [f"{key}={end}" for end in (sweep.start, sweep.start + steps * sweep.step)]
 
 
 def _values(override: Override) -> list[str]:

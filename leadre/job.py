@@ -56,7 +56,16 @@ def run_job(run: Config, work: Work[Config]) -> float | None:
     Returns:
         The objective of a trial of a search: minus infinity for one that failed, so that the search turns elsewhere.
         None of any other job.
+
+    Raises:
+        SystemExit: If there is an objective, but the work is not `train`: no other is judged by validation users.
     """
+    objective: str | None = getattr(run, "objective", None)
+    if objective is not None and work is not train:
+        sys.exit(
+            f"objective is {objective!r}, but only train.py is searched: evaluate.py would score test users in each "
+            "trial, and index.py none at all; leave out search and objective"
+        )
     quiet_libraries()
     if run.compute.threads is not None:
         torch.set_num_threads(run.compute.threads)
@@ -78,7 +87,7 @@ def run_job(run: Config, work: Work[Config]) -> float | None:
             sys.exit(f"{error}\n(HYDRA_FULL_ERROR=1 shows where this was raised)")
         else:
             raise
-        return None if getattr(run, "objective", None) is None else -math.inf
+        return None if objective is None else -math.inf
     _write_result(folder, {"overrides": overrides, **content, "seconds": time.monotonic() - start})
     found: float | None = content["figures"][content["objective"]] if "objective" in content else None
     return found
@@ -207,12 +216,14 @@ def _try(run: RunConfig, objective: str, overrides: list[str]) -> dict[str, Any]
     _show_paths(store.results, console)
     console.print(f"{objective:20} {last[metric]:.4f}", highlight=False)
     figures = {metric: last[metric], **last}  # the objective is the first
-    return {"objective": metric, "figures": figures, "command": _command_of_the_best(overrides)}
+    return {"objective": metric, "figures": figures, "command": _command_of_the_best(overrides, baseline=name)}
 
 
-def _command_of_the_best(overrides: list[str]) -> str:
-    """What scores the test users with the settings of a trial."""
+def _command_of_the_best(overrides: list[str], *, baseline: str | None) -> str:
+    """What scores the test users with the settings of a trial; LEADRE beside a baseline is not aligned."""
     kept = [text for text in overrides if text.partition("=")[0].lstrip("+") not in SEARCHING]
+    if baseline is not None and not any(text.lstrip("+").startswith("alignment") for text in kept):
+        kept.append("alignment=none")
     return shlex.join(["python", "train.py", *kept])
 
 

@@ -251,7 +251,7 @@ TOGETHER = textwrap.dedent("""
 """)
 
 
-@pytest.mark.parametrize("late", ["0", "1"])
+@pytest.mark.parametrize("late", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_processes_of_torchrun_that_start_at_once_build_a_result_together(tmp_path, late):
     ranks = [
         subprocess.Popen(

@@ -17,9 +17,13 @@ from hydra import compose, initialize_config_dir
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from leadre import job
+from leadre import job, objective
+from leadre.alignment import align
 from leadre.artifacts import Result
+from leadre.baselines import retriever, tiger
 from leadre.config import CONF, ConfigError, check
+from leadre.report.sweep import SweepTable
+from leadre.sft import tune
 from tests.test_pipeline import SMALLEST
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +87,24 @@ def test_every_space_is_searched_with_the_same_budget_by_a_score_of_validation_u
             ["objective=valid/hr@8", "alignment=none", "sft.tuning.validations=0"],
             "validations of the last stage of tuning is 0: give 1 or more",
         ),
+        (["objective=valid/hr@7", "alignment=none"], "the last stage measures valid/hr@1, valid/ndcg@1, valid/hr@4"),
+        (["objective=valid/hr@8", "alignment=dpo", "alignment.tuning.valid_beam_width=4"], "value@4: name one of the"),
+        (["objective=valid/value@8", "alignment=none"], "only an alignment measures ltrr and value: name one of these"),
+        (
+            ["objective=sasrec/valid/ltrr@8", "baselines=sasrec"],
+            "the training of sasrec measures sasrec/valid/hr@1, sasrec/valid/ndcg@1, .*sasrec/valid/ndcg@10: name one",
+        ),
+        (
+            ["objective=tiger/valid/hr@10", "baselines=tiger", "baselines.learned.tiger.beam_width=9"],
+            "the training of tiger measures .*tiger/valid/ndcg@8: name one",
+        ),
+        (["search=leadre", "lm.layers=choice(2,0,3)"], r"lm.layers: Input should be .* \(got 0\)"),
+        (["search=leadre", "sft.tuning.validations=range(0,3)"], "validations of the last stage of tuning is 0"),
+        (["search=leadre", "lm.layers=3", "metrics.confidence=range(0.25,1.0,0.25)"], r"confidence: .* \(got 1.0\)"),
+        (
+            ["hydra/sweeper=search", "objective=valid/hr@8", "alignment=none", "metrics.confidence=range(0.5,1.0,0.5)"],
+            r"confidence: .* \(got 1.0\)",
+        ),
         (["search=sasrec", "baselines.learned.sasrec.width=33"], "width is 33, but 2 heads share it"),
         (["search=leadre", "sft.tuning.learning_rate=interval(1e-5,1e-3)"], "the rate falls to it from learning_rate"),
     ],
@@ -90,6 +112,24 @@ def test_every_space_is_searched_with_the_same_budget_by_a_score_of_validation_u
 def test_a_search_that_cannot_be_right_is_refused_before_anything_is_trained(typed, told):
     with pytest.raises(ConfigError, match=told):
         check(typed)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["objective=valid/value@8", "alignment=dpo"],
+        ["objective=valid/ltrr@4", "alignment=rrhf"],
+        ["objective=two_tower/valid/hr@10", "baselines=two_tower"],
+        ["search=leadre", "lm.layers=range(2,4)"],
+    ],
+)
+def test_an_objective_that_is_measured_is_taken(typed):
+    check(typed)
+
+
+def test_the_cut_offs_are_those_that_the_trainings_measure():
+    assert objective.TUNED_KS == tune.VALID_KS == align.VALID_KS
+    assert objective.LEARNED_KS == retriever.KS == tiger.VALID_KS
 
 
 def test_jobs_of_slurm_are_requeued_and_have_a_process_a_device(tmp_path):
@@ -136,6 +176,7 @@ def _is_done(run, folder, overrides):
 
 
 def test_a_failed_trial_is_worse_than_any_other_and_a_failed_job_of_a_sweep_is_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(job, "train", _fails)
     _hydra(monkeypatch, tmp_path, RunMode.MULTIRUN)
     assert job.run_job(_run("valid/hr@8"), _fails) == -math.inf
     assert job.run_job(_run(), _fails) is None
@@ -143,6 +184,45 @@ def test_a_failed_trial_is_worse_than_any_other_and_a_failed_job_of_a_sweep_is_n
     _hydra(monkeypatch, tmp_path, RunMode.RUN)
     with pytest.raises(SystemExit, match="no\n"):
         job.run_job(_run("valid/hr@8"), _fails)
+
+
+@pytest.mark.parametrize("work", [job.evaluate, job.index_ads])
+@pytest.mark.parametrize("mode", list(RunMode))
+def test_what_looks_at_test_users_takes_no_objective(monkeypatch, tmp_path, work, mode):
+    _hydra(monkeypatch, tmp_path, mode)
+    with pytest.raises(SystemExit, match=r"objective is 'valid/hr@8', but only train.py is searched: .* leave out"):
+        job.run_job(_run("valid/hr@8"), work)
+    assert not list(tmp_path.iterdir())
+
+
+def _search_of(monkeypatch, folder, processes, **more):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}} | more)
+    OmegaConf.set_struct(config, True)
+    table = SweepTable()
+    table.on_multirun_start(config)
+    return table, config
+
+
+@pytest.mark.parametrize("processes", [2, 16])
+def test_a_search_that_several_processes_would_draw_is_refused(monkeypatch, tmp_path, processes):
+    with pytest.raises(SystemExit, match=rf"but {processes} processes .* trials of their own: .*one job per trial"):
+        _search_of(monkeypatch, tmp_path, processes, objective="valid/hr@8")
+
+
+def test_of_several_processes_only_the_first_tells_the_table(monkeypatch, tmp_path, capsys):
+    told = {"overrides": ["seed=0"], "figures": {"HR@8": 0.5}, "seconds": 1.0}
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "result.json").write_text(json.dumps(told))
+    table, config = _search_of(monkeypatch, tmp_path, 2, objective=None)
+    table.on_multirun_end(config)
+    assert capsys.readouterr().out == ""
+    assert not list(tmp_path.glob("sweep.*"))
+    monkeypatch.setenv("RANK", "0")
+    table.on_multirun_end(config)
+    assert "Sweep of 1 runs" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.glob("sweep.*")} == {"sweep.md", "sweep.csv"}
 
 
 def test_a_rank_whose_part_is_done_goes_on_to_the_next_job_of_a_sweep_and_else_ends(monkeypatch, tmp_path):
@@ -168,6 +248,15 @@ def test_a_trial_without_its_score_says_which_there_are(monkeypatch, tmp_path):
         job.train(run, tmp_path, [])
     found = job.train(SimpleNamespace(objective="valid/hr@8", store=run.store), tmp_path, ["search=leadre", "seed=3"])
     assert found == {"objective": "valid/hr@8", "figures": {"valid/hr@8": 0.2}, "command": "python train.py seed=3"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "last"),
+    [(["seed=3"], "seed=3 alignment=none"), (["alignment=rrhf"], "alignment=rrhf"), ([], "alignment=none")],
+)
+def test_the_best_of_a_baseline_is_scored_beside_a_model_that_is_not_aligned(typed, last):
+    command = job._command_of_the_best(["search=sasrec", *typed], baseline="sasrec")
+    assert command == f"python train.py {last}"
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_a_search_takes_its_best_trial_by_validation_users_and_goes_on_after_a_f
     assert not any((folder / "search").rglob("report.md"))  # no test user was looked at
     page = (folder / "search" / "sweep.md").read_text()
     assert "left no pair" in page
-    assert f"Best of {failed.count(False)} trials by valid/ndcg@8" in page
+    assert f"Best of {failed.count(False)} of 3 trials by valid/ndcg@8" in page
     command = shlex.split(page.split("```")[1].removeprefix("sh"))
     assert command[:2] == ["python", "train.py"]
     assert not any(text.startswith(("search", "objective", "hydra")) for text in command)
@@ -134,6 +134,7 @@ def test_an_evaluation_trains_nothing_and_says_what_to_run_first(swept, type_):
     assert "run train.py with the same settings first" in missing.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_of_indexes_needs_ads_alone_and_ends_with_one_table(tmp_path, type_):
     (tmp_path / "ads.csv").write_text("ad_id,name\n" + "".join(f"ad{i},red tea {i}\n" for i in range(12)))
     typed = ["data=tables", f"data.root={tmp_path}", "quantizer=residual_kmeans", "quantizer.codebook_size=4"]

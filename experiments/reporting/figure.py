@@ -41,7 +41,8 @@ def _draw_row(axes: Any, place: int, row: Mapping[str, Any], score: str) -> None
     if not values:
         return
     color = CONTROL if row["control"] else OURS
-    axes.plot(row["interval"][score], [place, place], color=color, linewidth=2, alpha=0.5)
+    if score in row["interval"]:
+        axes.plot(row["interval"][score], [place, place], color=color, linewidth=2, alpha=0.5)
     axes.scatter(values, [place] * len(values), s=20, color=color, alpha=0.6)
     axes.scatter([row["mean"][score]], [place], s=140, marker="|", color=color)
     if score in row["paper"]:

@@ -18,10 +18,11 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 
 from experiments.lineage import Built, lineage
+from experiments.reporting.page import read_result
 from leadre import tables
 from leadre.artifacts import verify
 from leadre.report.curves import draw_codebooks
-from leadre.training.logs import FINISH_S, INIT_S, first_line, has_wandb_key, read_metrics
+from leadre.training.logs import FINISH_S, INIT_S, first_line, has_wandb_key, is_wandb_disabled, read_metrics
 
 Mode = Literal["online", "offline"]
 Cells = tuple[list[str], list[list[Any]]]
@@ -79,10 +80,11 @@ def log_study(folder: Path, store: Path, *, project: str, entity: str | None, mo
     """Log a study to W&B: one run a row and seed, in a group with one run for the study.
 
     Logging it again replaces what is there. When W&B cannot be reached, or refuses the key, the rest is kept offline
-    and a warning says so: a study never fails for it.
+    and a warning says so: a study never fails for it. With ``WANDB_MODE=disabled`` nothing is logged.
 
     Args:
-        folder: The study's, with ``result.json``; W&B's own files go into ``wandb`` in it, which is made anew.
+        folder: The study's, with ``result.json``; W&B's own files go into ``wandb`` in it, which is made anew once
+            all that is logged has been read.
         store: The store that the results lie in.
         project: W&B's project.
         entity: W&B's user or team; None is the key's own.
@@ -92,14 +94,17 @@ def log_study(folder: Path, store: Path, *, project: str, entity: str | None, mo
         ValueError: If ``result.json`` is missing or broken.
         ArtifactError: If a stored result that is read is missing or broken.
     """
+    if is_wandb_disabled():
+        log.info("W&B: WANDB_MODE is disabled, so nothing is logged")
+        return Logged((), (), folder / "wandb")
     result = read_result(folder)
     mode = mode or ("online" if has_wandb_key() else "offline")
-    shutil.rmtree(folder / "wandb", ignore_errors=True)
     place = {"group": result["study"], "project": project, "entity": entity}
     sent: list[str] = []
     offline: list[str] = []
     with TemporaryDirectory() as pictures:
-        entries = [*entries_of(result, store, Path(pictures)), study_entry(result, folder)]  # all, before any is sent
+        entries = [*entries_of(result, store, Path(pictures)), study_entry(result, folder)]
+        shutil.rmtree(folder / "wandb", ignore_errors=True)  # only now: a broken result must not cost what is unsent
         for entry in entries:
             fault = _fault(entry, folder, mode=mode, **place)
             if fault and mode == "online":
@@ -114,33 +119,14 @@ def log_study(folder: Path, store: Path, *, project: str, entity: str | None, mo
                 log.warning("W&B cannot be had (%s): not all runs are logged; all is in %s", fault, folder)
                 break
             (sent if mode == "online" else offline).append(entry.id)
+    remedy = f"; `{sync_command(folder)}` sends these" if offline else ""
+    log.info("W&B: sent %s runs, kept %s offline%s", len(sent), len(offline), remedy)
     return Logged(tuple(sent), tuple(offline), folder / "wandb")
 
 
 def sync_command(folder: Path) -> str:
     """What sends the runs that were kept offline."""
     return f"wandb sync {folder / 'wandb'}/offline-run-*"
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """The content of a study's ``result.json``.
-
-    Raises:
-        ValueError: If it is missing, or is not that of a study.
-    """
-    path = folder / "result.json"
-    remedy = "run the study again, which reuses every stored result"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: {remedy}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is broken ({error}): {remedy}") from None
-    wanted = ("study", "title", "rows", "claims", "columns", "compared")
-    if not isinstance(content, dict) or (missing := [name for name in wanted if name not in content]):
-        lacks = "it is no JSON object" if not isinstance(content, dict) else f"it has no {', '.join(missing)}"
-        raise ValueError(f"{path} is not the result of a study ({lacks}): {remedy}")
-    return content
 
 
 def run_id(study: str, row: str, run: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from leadre.baselines.tiger import learn_tiger
 from leadre.baselines.two_tower import learn_two_tower
 from leadre.training.config import ComputeConfig, LoggerConfig
 
-VERSION = 1
+VERSION = 2
 
 
 def learn(
@@ -30,8 +30,7 @@ def learn(
         case SasrecConfig():
             lists = learn_sasrec(config, world, catalog, out=out, compute=compute, logger=logger)
         case TigerConfig():
-            learn_tiger(config, world, catalog, out=out, compute=compute, logger=logger)
-            return  # it has written its lists
+            lists = learn_tiger(config, world, catalog, out=out, compute=compute, logger=logger)
         case _:
             assert_never(config)
     tables.write(tables.LISTS, lists, out / "lists.parquet")

@@ -61,6 +61,11 @@ class Ragged(NamedTuple):
         return np.where(inside, found, NONE)
 
 
+def nothing(rows: int) -> Ragged:
+    """Rows without any number."""
+    return Ragged(np.zeros(0, dtype=np.int64), np.zeros(rows + 1, dtype=np.int64))
+
+
 def read_known(world: Path, catalog: Path) -> Known:
     """Read what a learned baseline may know.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from leadre.baselines.config import SasrecConfig, TwoTowerConfig
 from leadre.baselines.lists import CHUNK, ranked_in_chunks
-from leadre.baselines.past import Ints, Known, Ragged, past
+from leadre.baselines.past import Ints, Known, Ragged, nothing, past
 from leadre.metrics.retrieval import Retrieval
 from leadre.training.batches import Batches
 from leadre.training.config import ComputeConfig, LoggerConfig
@@ -170,7 +170,7 @@ def _lists(
 def _seen(known: Known, targets: pl.DataFrame, *, exclude_seen: bool) -> Ragged:
     if exclude_seen:
         return past(known.tables.behaviors, targets, known.ads, domain="ad")
-    return Ragged(np.zeros(0, dtype=np.int64), np.zeros(targets.height + 1, dtype=np.int64))
+    return nothing(targets.height)
 
 
 def _pairs(seen: Ragged, rows: Ints) -> Tensor:

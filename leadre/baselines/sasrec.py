@@ -5,6 +5,7 @@ an ad of its own time, as nowhere else here. Our choice: a learned start stands 
 target and a user without history are ranked too; the original leaves them out.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -85,14 +86,16 @@ class Sasrec(nn.Module):
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(width)
-        for embedding in (self.ads, self.places):
-            nn.init.normal_(embedding.weight, std=0.02)
+        for weight in (self.ads.weight, self.places.weight, *self.layers.parameters()):
+            if weight.dim() > 1:
+                nn.init.normal_(weight, std=0.02)
 
     def forward(self, ads: Tensor) -> Tensor:
         """States ``(B, L + 1, D)`` of ``(B, L)`` columns: state s knows the first s ads."""
         ids = functional.pad(ads, (1, 0), value=NONE)
         ids = ids.masked_fill(ids == NONE, self.num_ads)
-        x = self.dropout(self.ads(ids) + self.places.weight[: ids.shape[1]])
+        scale = math.sqrt(self.ads.embedding_dim)  # else what a layer adds would drown the ad (Kang 2018, its code)
+        x = self.dropout(scale * (self.ads(ids) + self.places.weight[: ids.shape[1]]))
         mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1], device=ids.device)
         for layer in self.layers:
             x = layer(x, src_mask=mask, is_causal=True)
@@ -121,8 +124,8 @@ def learn_sasrec(
     """
     known = read_known(world, catalog)
     sequences = sequences_of(known.targets("train"), max_ads=config.max_ads)
-    lengths = sequences.ads[:, 1] - sequences.ads[:, 0]
-    plan = bucketed_plan(lengths, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed)
+    lengths, sizes = (np.diff(spans, axis=1)[:, 0] for spans in (sequences.ads, sequences.targets))
+    plan = bucketed_plan(lengths, sizes, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed)
     torch.manual_seed(config.seed)
     network = Sasrec(
         len(known.ads),

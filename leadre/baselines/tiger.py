@@ -26,7 +26,6 @@ from leadre.training.config import ComputeConfig, LoggerConfig
 from leadre.training.device import set_up_device
 from leadre.training.fit import fit
 
-VERSION = 1
 VALID_KS = (1, 4, 8, 10)
 ASKED_BATCH = 128
 GRADIENT_CLIP = 1.0
@@ -35,8 +34,8 @@ log = logging.getLogger(__name__)
 
 def learn_tiger(
     config: TigerConfig, world: Path, catalog: Path, *, out: Path, compute: ComputeConfig, logger: LoggerConfig
-) -> None:
-    """Train TIGER on the train targets and make lists for the users with a test target.
+) -> pl.DataFrame:
+    """Train TIGER on the train targets and make lists for the users with a test target (LISTS).
 
     Every train target with an ad behavior before it is learned. Our choice: AdamW with a cosine, where the paper has
     Adafactor's inverse root, and the last weights are kept, so that nothing is chosen on the way; the valid targets
@@ -46,7 +45,7 @@ def learn_tiger(
         config: The network and its training.
         world: Gives behaviors and targets.
         catalog: Gives the S-IDs; only its ads are recommended.
-        out: Gets ``lists.parquet`` (LISTS, ``list_length`` ads a user) and ``budget.json``.
+        out: Gets ``budget.json``.
         compute: Devices, threads, checkpoints.
         logger: Where metrics go beside the files.
 
@@ -68,9 +67,9 @@ def learn_tiger(
     module = _module(config, of)
     steps = _train(config, module, of, behaviors, split, out=out, compute=compute, logger=logger)
     lists = _lists(config, module.network, of, behaviors, split, device=set_up_device(compute))
-    tables.write(tables.LISTS, lists, out / "lists.parquet")
     (out / "budget.json").write_text(json.dumps(steps))
     log.info("tiger: lists of %s users", lists["user_id"].n_unique())
+    return lists
 
 
 class _Catalog(NamedTuple):
@@ -222,6 +221,9 @@ def step_plan(train: Readings, *, batch_size: int, steps: int, seed: int) -> lis
             "0 train targets have an ad behavior before them: TIGER needs some to learn from; lower data.min_ads or "
             "leave tiger out of baselines.learned"
         )
-    an_epoch = max(int(train.sizes.sum()) // (2 * batch_size), 1)  # surely fewer steps than it has
-    plan = partial(bucketed_plan, train.lengths, train.sizes, batch_size=batch_size, seed=seed)
-    return plan(epochs=-(-steps // an_epoch))[:steps]
+    plan: list[Ints] = []
+    epochs = 1
+    while len(plan) < steps:  # how many steps an epoch has hangs on how its readings fall into batches
+        plan = bucketed_plan(train.lengths, train.sizes, batch_size=batch_size, epochs=epochs, seed=seed)
+        epochs *= 2
+    return plan[:steps]

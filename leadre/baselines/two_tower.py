@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from leadre.baselines.config import TwoTowerConfig
 from leadre.baselines.names import NO_NAME, Names, name_all, places
-from leadre.baselines.past import NONE, Ints, Known, past, read_known
+from leadre.baselines.past import NONE, Ints, Known, nothing, past, read_known
 from leadre.baselines.retriever import train_and_list
 from leadre.training.batches import Batches, shuffled_plan
 from leadre.training.config import ComputeConfig, LoggerConfig
@@ -200,17 +200,17 @@ def inputs_of(config: TwoTowerConfig, known: Known, names: Names, targets: pl.Da
     """Of some rows of the targets, what the user tower reads."""
     behaviors, window = known.tables.behaviors, config.window_days
     ads = past(behaviors, targets, known.ads, domain="ad", window_days=window)
-    contents = past(
-        behaviors, targets, known.tables.contents["item_id"].to_list(), domain="content", window_days=window
-    )
+    contents = nothing(targets.height)
+    if config.content_behaviors:
+        items = known.tables.contents["item_id"].to_list()
+        contents = past(behaviors, targets, items, domain="content", window_days=window)
     users = places(targets["user_id"], known.tables.users["user_id"])
-    most = config.max_contents if config.content_behaviors else 0
 
     def made(rows: Ints) -> Inputs:
         parts = (
             names.users[users[rows]],
             ads.latest(rows, most=config.max_ads),
-            contents.latest(rows, most=most),
+            contents.latest(rows, most=config.max_contents),
         )
         return Inputs(*(torch.from_numpy(part) for part in parts))
 

@@ -81,26 +81,6 @@ def chance(task: Task, ks: tuple[int, ...]) -> Shares:
     return np.stack([share if k < len(task.pool) else share * np.nan for k in ks], axis=1)
 
 
-def shuffled(task: Task, neighbors: Rows, generator: np.random.Generator) -> Rows:
-    """The control: the other ads of the pool change places at random, so that accuracy above `chance` is a fault.
-
-    One permutation of the pool serves all queries; each is cut out of its cycle, which leaves a permutation of the
-    others that is as likely as any.
-
-    Args:
-        task: The queries and the pool.
-        neighbors: ``(Q, k)`` rows.
-        generator: Draws who takes whose place.
-
-    Returns:
-        ``(Q, k)`` rows.
-    """
-    place_of = np.empty(len(task.category), dtype=np.int64)
-    place_of[task.pool] = generator.permutation(task.pool)
-    found, query = place_of[neighbors], task.queries[:, None]
-    return np.where(found == query, place_of[query], found)
-
-
 def macro(values: Shares, task: Task) -> Shares:
     """The mean over the queries of a category, then over the categories: ``(Q, V)`` gives ``(V,)``."""
     category = task.category[task.queries]

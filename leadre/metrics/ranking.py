@@ -6,7 +6,8 @@ and is never rescaled away. ``truths`` is ``(N, G)``: the ads that count as hits
 Each function gives one number a user, so that the mean, its interval and paired comparisons are left to the
 caller; a user without a single truth gets NaN, which says "not scored" and is not 0.
 
-Where several scores or cuts are wanted of the same lists, `find` and `find_worth` look once for all of them. Whole
+Where several scores or cuts are wanted of the same lists, `find` and `find_worth` look once for all of them; where the
+same ads are looked for in the lists of several systems, `known_worth` goes through the ads once. Whole
 columns are compared, so arrays whose columns are contiguous in memory (``order="F"``) take a fraction of the time.
 """
 
@@ -63,33 +64,47 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class FoundWorth:
+class Worth:
+    """Ads of known worth of N users, each once, whatever lists they are looked for in.
+
+    Attributes:
+        ads: ``(N, G)``, -1 where there is none, or one that stood before.
+        values: ``(N, G)`` what each is worth; 0 there.
+        counts: ``(N,)`` how many there are.
+    """
+
+    ads: Rows
+    values: Scores
+    counts: NDArray[np.int64]
+
+    @cached_property
+    def dearest(self) -> Scores:
+        """``(N, G)`` the worth of each ad, dearest first."""
+        some, dearest = self.counts > 0, np.zeros_like(self.values)
+        dearest[some] = np.sort(self.values[some], axis=1)[:, ::-1]
+        return dearest
+
+
+class FoundWorth(NamedTuple):
     """What the lists of N users are worth.
 
     Attributes:
         found: Where the ads of known worth stand.
         places: ``(N, W)`` what each place of the list without duplicates is worth; 0 without an ad of known worth.
-        worth: ``(N, G)`` what each ad of known worth is worth; 0 where there is none, or one that stood before.
+        worth: The ads of known worth.
     """
 
     found: Found
     places: Scores
-    worth: Scores
-
-    @cached_property
-    def dearest(self) -> Scores:
-        """``(N, G)`` the worth of each ad, dearest first."""
-        some, dearest = self.found.num_truths > 0, np.zeros_like(self.worth)
-        dearest[some] = np.sort(self.worth[some], axis=1)[:, ::-1]
-        return dearest
+    worth: Worth
 
     def value_recall(self, k: int) -> Scores:
         """As the function `value_recall`."""
-        return share(self.places[:, : _cut(k)].sum(axis=1), self.dearest[:, :k].sum(axis=1), empty=np.nan)
+        return share(self.places[:, : _cut(k)].sum(axis=1), self.worth.dearest[:, :k].sum(axis=1), empty=np.nan)
 
     def mean_value(self, k: int) -> Scores:
         """As the function `mean_value`."""
-        return np.where(self.found.num_truths > 0, self.places[:, : _cut(k)].sum(axis=1) / k, np.nan)
+        return np.where(self.worth.counts > 0, self.places[:, : _cut(k)].sum(axis=1) / k, np.nan)
 
 
 def find(lists: Rows, truths: Rows) -> Found:
@@ -107,26 +122,37 @@ def find(lists: Rows, truths: Rows) -> Found:
     return Found(among(deduplicate(lists), truths), first_places(truths).sum(axis=1))
 
 
-def find_worth(lists: Rows, ads: Rows, values: Scores) -> FoundWorth:
-    """Look for ads of known worth in the lists; the arguments are those of `mean_value`.
+def known_worth(ads: Rows, values: Scores) -> Worth:
+    """Take each user's first of every ad, and what it is worth; the arguments are those of `mean_value`.
 
     Raises:
         ValueError: As for `value_recall`.
     """
-    check_pair(lists, ads)
+    _check(ads, "truths")
     if values.shape != ads.shape:
         raise ValueError(f"values is {values.shape}, but its ads are {ads.shape}: give one value an ad")
     first = first_places(ads)
     worth = np.where(first, values, 0.0)
     if not (np.isfinite(worth) & (worth >= 0)).all():
         raise ValueError("values holds a negative or not finite number: a value is 0 or more")
+    return Worth(np.where(first, ads, NO_AD), worth, first.sum(axis=1))
+
+
+def find_worth(lists: Rows, worth: Worth) -> FoundWorth:
+    """Look for ads of known worth in the lists.
+
+    Raises:
+        ValueError: If the arrays do not belong together.
+    """
+    check_pair(lists, worth.ads)
     kept = deduplicate(lists)
     hits, places = np.zeros_like(kept, dtype=bool), np.zeros_like(kept, dtype=np.float64)
-    for ad, value in zip(np.where(first, ads, NO_AD - 1).T, worth.T, strict=True):
+    for ad, value in zip(worth.ads.T, worth.values.T, strict=True):
         same = kept == ad[:, None]
         hits |= same
-        np.copyto(places, value[:, None], where=same)
-    return FoundWorth(Found(hits, first.sum(axis=1)), places, worth)
+        np.copyto(places, value[:, None], where=same)  # where there is no ad, one of no worth
+    hits &= kept != NO_AD
+    return FoundWorth(Found(hits, worth.counts), places, worth)
 
 
 def deduplicate(lists: Rows) -> Rows:
@@ -241,7 +267,7 @@ def value_recall(lists: Rows, truths: Rows, values: Scores, *, k: int) -> Scores
     Raises:
         ValueError: If ``values`` has another shape than ``truths``, or one is negative or not finite.
     """
-    return find_worth(lists, truths, values).value_recall(k)
+    return find_worth(lists, known_worth(truths, values)).value_recall(k)
 
 
 def mean_value(lists: Rows, ads: Rows, values: Scores, *, k: int) -> Scores:
@@ -264,7 +290,7 @@ def mean_value(lists: Rows, ads: Rows, values: Scores, *, k: int) -> Scores:
         >>> mean_value(np.array([[5, 7, 9]]), np.array([[9, 5, 7]]), np.array([[8.0, 3.0, 1.0]]), k=2).tolist()
         [2.0]
     """
-    return find_worth(lists, ads, values).mean_value(k)
+    return find_worth(lists, known_worth(ads, values)).mean_value(k)
 
 
 def rank_of(lists: Rows, truths: Rows) -> NDArray[np.int64]:

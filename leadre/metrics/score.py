@@ -16,7 +16,7 @@ from leadre import tables
 from leadre.metrics import diversity, ranking
 from leadre.metrics.blocks import Block, Catalog, Lists, Source, blocks, read_lists, read_values, source
 from leadre.metrics.config import MetricsConfig
-from leadre.metrics.ranking import NO_AD, Rows, Scores
+from leadre.metrics.ranking import NO_AD, Rows, Scores, Worth, known_worth
 from leadre.metrics.uncertainty import Tally, wilson
 
 VERSION = 5
@@ -35,16 +35,13 @@ class Truth(NamedTuple):
 
     Attributes:
         targets: ``(n, 1)`` the catalog row of the clicked ad.
-        labels: ``(n, M)`` another retrieval strategy's ads, -1 where there is none; LTRR is measured on them.
-        worths: ``(n, M)`` each label's worth to that strategy.
-        appraised: ``(n, G)`` ads whose true value is known, -1 where there is none, and that value; None where no
-            values are given.
+        labels: Another retrieval strategy's ads and their worth to it; LTRR is measured on them.
+        appraised: Ads whose true value is known; None where no values are given.
     """
 
     targets: Rows
-    labels: Rows
-    worths: Scores
-    appraised: tuple[Rows, Scores] | None
+    labels: Worth
+    appraised: Worth | None
 
 
 class Tables(NamedTuple):
@@ -163,8 +160,8 @@ def _scored(
         truth = _truth(given, block, catalog)
         truths.update(block.excluded)
         truths["users"] += len(block.users)
-        truths["ltr_users"] += int((truth.labels != NO_AD).any(axis=1).sum())
-        truths["value_users"] += int((truth.appraised[0] != NO_AD).any(axis=1).sum()) if truth.appraised else 0
+        truths["ltr_users"] += int((truth.labels.counts > 0).sum())
+        truths["value_users"] += int((truth.appraised.counts > 0).sum()) if truth.appraised else 0
         frames: list[pl.DataFrame] = []
         leadre: dict[str, Scores] = {}
         for name, table in given.systems.items():
@@ -199,16 +196,16 @@ def _categories(ads: pl.DataFrame, catalog: pl.Series) -> Rows:
 
 
 def _truth(given: Tables, block: Block, catalog: Catalog) -> Truth:
-    labels, worths = read_values(given.labels, "score", block, catalog)
-    appraised = read_values(given.values, "value", block, catalog) if given.values else None
-    return Truth(block.targets, labels, worths, appraised)
+    labels = known_worth(*read_values(given.labels, "score", block, catalog))
+    appraised = known_worth(*read_values(given.values, "value", block, catalog)) if given.values else None
+    return Truth(block.targets, labels, appraised)
 
 
 def measure(config: MetricsConfig, lists: Rows, truth: Truth, categories: Rows) -> dict[str, Scores]:
     """Each metric's ``(n,)`` numbers, in the order of the report."""
     k, top = config.diversity_k, lists[:, : _longest_cut(config)]
-    clicked, labels = ranking.find(top, truth.targets), ranking.find_worth(top, truth.labels, truth.worths)
-    value = ranking.find_worth(top, *truth.appraised) if truth.appraised else None
+    clicked, labels = ranking.find(top, truth.targets), ranking.find_worth(top, truth.labels)
+    value = ranking.find_worth(top, truth.appraised) if truth.appraised else None
     spread = diversity.spread(top, categories, k=k)
     return (
         {f"HR@{k}": clicked.hit_rate(k) for k in config.hr_ks}

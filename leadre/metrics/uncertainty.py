@@ -1,7 +1,7 @@
 """How sure a mean over users is: the bootstrap over users, and Wilson's interval for shares.
 
 ``values`` is ``(N, V)``: V numbers a user, NaN where a user is not scored. The same draw of users serves all V
-columns and both sides of a comparison, so that what users have in common cancels out.
+columns. Two systems are compared by the differences of each user, so that what users have in common cancels out.
 
 Of millions of users a `Tally` keeps how often which number was seen: for a column's bootstrap that is all there is to
 know, since a draw of N users with replacement is a multinomial draw of these counts. A tally of the differences of two
@@ -28,22 +28,6 @@ class Interval(NamedTuple):
     high: Scores
 
 
-class Difference(NamedTuple):
-    """How much more one system has than another, by metric: ``(V,)`` each.
-
-    Attributes:
-        mean: The difference of the means.
-        low: The lower end of its interval.
-        high: The upper end of its interval.
-        ratio: The first mean over the second one; NaN where that is 0.
-    """
-
-    mean: Scores
-    low: Scores
-    high: Scores
-    ratio: Scores
-
-
 class Tally:
     """One number a user, added block by block, kept as counts of alike numbers: kilobytes for any number of users.
 
@@ -59,8 +43,17 @@ class Tally:
         self._totals = np.empty((3, 0))  # counts, sums, sums of squares
 
     def add(self, values: Scores) -> None:
-        """Add ``(N,)`` users' numbers; NaN is a user that is not scored."""
+        """Add ``(N,)`` users' numbers; NaN is a user that is not scored.
+
+        Raises:
+            ValueError: If a number is infinite.
+        """
         scored = values[~np.isnan(values)] + 0.0  # -0 is 0
+        if infinite := int(np.isinf(scored).sum()):
+            raise ValueError(
+                f"values holds {infinite} infinite numbers of {len(values)}: a user's number is finite, or NaN where "
+                "the user is not scored"
+            )
         self.unscored += len(values) - len(scored)
         bins = (scored.view(np.uint64) >> _LOWER_BITS).astype(np.int64)
         found = np.stack([np.bincount(bins, weights) for weights in (None, scored, scored**2)])
@@ -178,49 +171,6 @@ def bootstrap_interval(values: Scores, *, samples: int, confidence: float, gener
         ValueError: As for `resampled_means`, or if ``confidence`` is not between 0 and 1.
     """
     return _percentiles(resampled_means(values, samples=samples, generator=generator), confidence)
-
-
-def paired_bootstrap(
-    first: Scores, second: Scores, *, samples: int, confidence: float, generator: np.random.Generator
-) -> Difference:
-    """Compare two systems on the same users: the mean difference, its percentile interval, and the ratio.
-
-    Args:
-        first: ``(N, V)`` one system's numbers.
-        second: ``(N, V)`` the other's, of the same users in the same order.
-        samples: How often the users are drawn.
-        confidence: The share of such intervals that hold the true difference.
-        generator: Draws the users.
-
-    Returns:
-        ``(V,)`` each; a user counts where both systems are scored.
-
-    Raises:
-        ValueError: If the shapes differ, or as for `bootstrap_interval`.
-    """
-    if first.shape != second.shape:
-        raise ValueError(f"first is {first.shape}, second is {second.shape}: give both the same users and metrics")
-    differences = first - second  # NaN where either is
-    ends = bootstrap_interval(differences, samples=samples, confidence=confidence, generator=generator)
-    both = ~np.isnan(differences)
-    base = mean_of_scored(np.where(both, second, np.nan))
-    top = mean_of_scored(np.where(both, first, np.nan))
-    ratio = np.divide(top, base, out=np.full_like(top, np.nan), where=base > 0)
-    return Difference(mean=mean_of_scored(differences), low=ends.low, high=ends.high, ratio=ratio)
-
-
-def mean_of_scored(values: Scores) -> Scores:
-    """Each column's mean over the users that are scored in it: ``(N, V)`` gives ``(V,)``, NaN where none is.
-
-    Example:
-        >>> mean_of_scored(np.array([[1.0, np.nan], [0.0, np.nan]])).tolist()
-        [0.5, nan]
-    """
-    scored = ~np.isnan(values)
-    totals, counts = np.where(scored, values, 0.0).sum(axis=0), scored.sum(axis=0)
-    means: Scores = np.full(values.shape[1], np.nan)
-    np.divide(totals, counts, out=means, where=counts > 0)
-    return means
 
 
 def _percentiles(means: Scores, confidence: float) -> Interval:

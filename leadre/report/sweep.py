@@ -18,6 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from leadre.ranks import global_rank, world_size
 from leadre.report.table import NOTHING, Grid, decimals, markdown, rich_table
 
 SEED = "seed"
@@ -55,21 +56,34 @@ class SweepTable(Callback):
     """Hydra's hook around a multirun; ``conf/output.yaml`` names it.
 
     A launcher that loses a job ends the whole command with an error of its own: the table of what is there comes then,
-    too.
+    too. Of several processes of one run the first alone tells and writes it.
     """
 
     def __init__(self) -> None:
         self.folder = Path()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401  # Hydra's signature
-        """Promise the table."""
+        """Promise the table.
+
+        Raises:
+            SystemExit: If a search is begun by several processes at once: each would draw trials of its own, and wait
+                for the others in a training that they do not run.
+        """
+        if config.get("objective") is not None and (processes := world_size()) > 1:
+            sys.exit(
+                f"objective is {config.objective!r}, but {processes} processes of one run would each draw trials of "
+                "their own: begin the search with python in one process, and launch one job per trial instead, such "
+                "as with hydra/launcher=slurm"
+            )
         self.folder = Path(config.hydra.sweep.dir).absolute()
-        atexit.register(self._tell)
+        if global_rank() == 0:
+            atexit.register(self._tell)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401  # Hydra's signature
         """Print the table and write it beside the jobs."""
         atexit.unregister(self._tell)
-        write_sweep(self.folder, console=_console())
+        if global_rank() == 0:
+            write_sweep(self.folder, console=_console())
 
     def _tell(self) -> None:
         if _numbers(self.folder):
@@ -204,8 +218,9 @@ def _by_key(overrides: Sequence[str]) -> dict[str, str]:
 
 def _show_best(best: Job, jobs: Sequence[Job], console: Console) -> list[str]:
     """Print the best trial; the same comes out as parts of a page."""
-    trials = sum(job.objective is not None for job in jobs)
-    title = f"Best of {trials} trials by {best.objective}: run {best.number}"
+    whole = sum(job.objective is not None for job in jobs)
+    trials = f"{len(jobs)} trials" if whole == len(jobs) else f"{whole} of {len(jobs)} trials"
+    title = f"Best of {trials} by {best.objective}: run {best.number}"
     rows = [*((key, best.overrides[key]) for key in varying_keys(jobs) if key in best.overrides)]
     rows += [(name, decimals(figure)) for name, figure in best.figures.items()]
     grid = Grid(head=("setting", "value"), rows=tuple(rows))

@@ -162,6 +162,8 @@ def wandb_run(
 ) -> WandbLogger | None:
     """A W&B run that has started; offline without WANDB_API_KEY and netrc entry, or when W&B cannot be reached.
 
+    There is none with ``WANDB_MODE=disabled``, or where not even an offline one can be had.
+
     Nothing that W&B does ends a training. It is waited for half a minute at most, once a process: Lightning sets
     WANDB_MODE to offline for the rest.
 
@@ -171,6 +173,8 @@ def wandb_run(
         job_type: What kind of run it is.
         about: What the run's config tells beside the settings.
     """
+    if is_wandb_disabled():
+        return None
     for offline in [True] if not has_wandb_key() else [False, True]:
         try:
             run = _wandb_logger(config, name=name, job_type=job_type, about=about or {}, offline=offline)
@@ -226,6 +230,11 @@ def _remedy(config: WandbLogs) -> str:
 def first_line(error: Exception) -> str:
     """The first line of what an error says: W&B's go on for pages."""
     return (str(error).splitlines() or [""])[0]
+
+
+def is_wandb_disabled() -> bool:
+    """Whether WANDB_MODE says that nothing at all is to go to W&B, not even to a folder of its own."""
+    return os.environ.get("WANDB_MODE") == "disabled"
 
 
 def has_wandb_key() -> bool:

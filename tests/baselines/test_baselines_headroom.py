@@ -25,6 +25,7 @@ def test_the_table_has_a_column_a_seed_and_the_mean():
     ]
 
 
+@pytest.mark.slow
 def test_without_a_world_the_world_is_small():
     assert settings([]) == settings(["data/world=small"]) != settings(["data/world=tiny"])
 

@@ -153,6 +153,15 @@ def test_what_happens_at_or_after_the_test_target_changes_no_list(run, world, co
 
 
 @BOTH
+def test_the_ads_of_valid_targets_change_no_list(run, world, config):
+    config = replace(config, epochs=2)
+    other = pl.when(pl.col("role") == "valid").then(pl.lit("a3")).otherwise(pl.col("ad_id"))
+    changed = world["split"].with_columns(ad_id=other)
+    assert not changed.equals(world["split"])
+    assert _lists(run(config, world, "1")).equals(_lists(run(config, {**world, "split": changed}, "2")))
+
+
+@BOTH
 def test_ads_of_the_history_leave_the_lists_where_that_is_asked_for(run, world, config):
     lists = _lists(run(replace(config, epochs=1, exclude_seen=True), world))
     test = world["split"].filter(pl.col("role") == "test").select("user_id", now="time")

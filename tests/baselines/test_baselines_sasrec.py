@@ -80,7 +80,7 @@ def test_the_parts_of_a_step_add_up_to_its_loss_also_where_one_is_empty():
 def test_scores_are_those_of_self_attention_written_out():
     network = _network().eval()
     history = [3, 1, 3]
-    x = torch.stack([network.ads.weight[ad] for ad in [N, *history]]) + network.places.weight[:4]
+    x = math.sqrt(8) * (torch.stack([network.ads.weight[ad] for ad in [N, *history]]) + network.places.weight[:4])
     for layer in network.layers:
         y = functional.layer_norm(x, (8,), layer.norm1.weight, layer.norm1.bias)
         q, k, v = (y @ layer.self_attn.in_proj_weight.T + layer.self_attn.in_proj_bias).split(8, dim=1)
@@ -130,3 +130,16 @@ def test_nothing_to_learn_costs_nothing():
     loss.backward()
     assert loss.item() == 0
     assert not ads.grad.any()
+
+
+@torch.no_grad()
+def test_at_the_start_an_ad_is_louder_than_what_the_layers_add_to_it():
+    torch.manual_seed(0)
+    network = Sasrec(50, max_ads=20, width=64, heads=2, inner=256, layers=2, dropout=0.0).train()
+    added, heard = [], []
+    for layer in network.layers:
+        layer.register_forward_hook(lambda _, given, made: added.append((made - given[0]).square().mean().sqrt()))
+    network.layers[0].register_forward_pre_hook(lambda _, given: heard.append(given[0].square().mean().sqrt()))
+    network(torch.arange(40).reshape(2, 20))
+    assert len(added) == 2
+    assert all(heard[0] >= one for one in added)

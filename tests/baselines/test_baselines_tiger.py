@@ -276,6 +276,15 @@ def test_the_plan_has_its_steps_and_about_as_many_targets_a_step():
     assert seen.max() - seen.min() <= 1
 
 
+def test_the_plan_has_its_steps_also_where_a_reading_holds_many_times_a_batch():
+    behaviors, split = _tables({f"u{n}": list(range(20)) for n in range(3)})
+    of = readings(behaviors, split, [f"{ad:02}" for ad in range(20)], max_ads=20, user_tokens=1, shared=True)
+    assert of.sizes.tolist() == [19] * 3
+    plan = step_plan(of, batch_size=2, steps=50, seed=0)
+    assert [len(rows) for rows in plan] == [1] * 50
+    assert step_plan(of, batch_size=2, steps=7, seed=0) == plan[:7]
+
+
 @pytest.mark.parametrize(
     ("sids", "told"), [([[1, 0, 4], [2, 0, 4]], [0]), ([[1, 0, 4], [1, 2, 5]], [1, 2]), ([[3, 1]], [0])]
 )
@@ -336,8 +345,7 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
 
 def _learn(folders, out, config, compute, logger):
     out.mkdir(exist_ok=True)
-    learn_tiger(config, *folders, out=out, compute=compute, logger=logger)
-    return tables.read(tables.LISTS, out / "lists.parquet")
+    return tables.check(tables.LISTS, learn_tiger(config, *folders, out=out, compute=compute, logger=logger), "lists")
 
 
 def _curve(out, name):
@@ -391,6 +399,18 @@ def test_a_training_that_was_killed_ends_as_the_unbroken_one(folders, tmp_path, 
 def test_without_validations_nothing_is_validated(folders, tmp_path, compute, logger):
     _learn(folders, tmp_path, _config(steps=1, validations=0), compute, logger)
     assert _curve(tmp_path, "valid/hr@1") == []
+
+
+def test_the_ads_of_valid_targets_change_no_list(folders, tmp_path, compute, logger):
+    world = tmp_path / "world"
+    world.mkdir()
+    split = tables.read(tables.SPLIT, folders[0] / "split.parquet")
+    other = pl.when(pl.col("role") == "valid").then(pl.lit("03")).otherwise(pl.col("ad_id"))
+    tables.write(tables.SPLIT, split.with_columns(ad_id=other), world / "split.parquet")
+    (world / "behaviors.parquet").symlink_to(folders[0] / "behaviors.parquet")
+    config = _config(steps=3, validations=1)
+    first = _learn(folders, tmp_path / "1", config, compute, logger)
+    assert first.equals(_learn((world, folders[1]), tmp_path / "2", config, compute, logger))
 
 
 def test_lists_longer_than_the_beam_is_wide_are_refused(folders, tmp_path, compute, logger):

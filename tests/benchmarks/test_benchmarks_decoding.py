@@ -104,6 +104,7 @@ def test_a_clock_is_put_around_functions_and_taken_away():
     assert (module.clustered, module.isotropic) == before
 
 
+@pytest.mark.slow
 def test_a_quick_run_of_every_race_gives_all_figures(tiny, capsys):
     races = (decoding.against_generate, decoding.against_the_floor, decoding.mixed_lengths)
     main(races, ["--quick"])

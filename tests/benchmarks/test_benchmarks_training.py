@@ -23,7 +23,14 @@ def setting(tmp_path, monkeypatch):
     return Setting(quick=True, data=tmp_path)
 
 
-@pytest.mark.parametrize("measure", [training.sft_step, training.dpo_step, training.shared_history])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        pytest.param(training.sft_step, marks=pytest.mark.slow),
+        pytest.param(training.dpo_step, marks=pytest.mark.slow),
+        training.shared_history,
+    ],
+)
 def test_our_steps_have_the_losses_and_gradients_of_the_plain_ones(setting, measure):
     figures = list(measure(setting))
     assert all(figure.value > 0 for figure in figures)

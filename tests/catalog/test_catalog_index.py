@@ -409,9 +409,13 @@ def stories(draw):
     return sizes, pool, days
 
 
-@settings(max_examples=60, deadline=None)
-@given(stories(), st.integers(0, 2), st.integers(1, 6))
-def test_any_days_keep_every_sid_with_its_ad_and_agree_with_plain_dictionaries(story, spare, most):
+@pytest.mark.parametrize("examples", [15, pytest.param(60, marks=pytest.mark.slow)])
+def test_any_days_keep_every_sid_with_its_ad_and_agree_with_plain_dictionaries(examples):
+    of_any_days = given(stories(), st.integers(0, 2), st.integers(1, 6))(check_days)
+    settings(max_examples=examples, deadline=None)(of_any_days)()
+
+
+def check_days(story, spare, most):
     sizes, pool, story_days = story
     ledger, ever = Ledger(), {}
     with tempfile.TemporaryDirectory() as folder:

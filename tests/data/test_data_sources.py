@@ -210,6 +210,7 @@ def promotions(source, domain):
 
 
 @has_journey
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("domain", "num_events", "num_households", "with_three"),
     [("targeted", 10_142, 1_262, 964), ("broad", 38_099, 2_279, 1_968)],
@@ -225,6 +226,7 @@ def test_the_ad_domain_has_the_counts_of_its_source(real_journey, domain, num_ev
 
 
 @has_journey
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "num_ads", "num_households", "hit_rate"),
     [("product_id", 3_781, 1_832, 0.067), ("spu", 1_203, 1_960, 0.159)],

@@ -39,6 +39,11 @@ def test_the_protocol_is_the_published_one_unless_another_is_typed():
     assert (typed["sasrec"].exclude_seen, typed["sasrec"].list_length) == (False, 10)
 
 
+def test_a_baseline_that_is_never_validated_is_refused():
+    with pytest.raises(ConfigError, match=r"learned.sasrec.validations is 0, but the valid targets are told here"):
+        configured(["data.root=somewhere", "baselines.learned.sasrec.validations=0"])
+
+
 def test_a_wrong_override_is_told():
     with pytest.raises(ConfigError, match="unknown key"):
         configured(["data.root=somewhere", "baselines.learned.sasrec.widht=3"])

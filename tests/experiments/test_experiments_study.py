@@ -11,7 +11,7 @@ import pytest
 
 import experiments
 from experiments import run, study
-from experiments.content import content_of, of_users
+from experiments.content import _tokens, content_of, of_users
 from experiments.reporting.tables import grid_of, write_tables
 from experiments.run import run_study
 from experiments.study import Claim, Found, Row, Study, configured, run_rows, seeds_and_overrides, settings_of
@@ -119,7 +119,8 @@ def test_claims_are_judged_by_their_intervals_seeds_and_controls(content):
     assert green["our_change"] == pytest.approx(0.605 / 0.105 - 1)
     assert red["control_difference"] == green["control_difference"]
     assert (blue["why"], blue["difference"], blue["paper_change"]) == ("blue was not run", None, pytest.approx(1.0))
-    assert gray["why"] == "its negative control was not run"
+    assert gray["why"] == "its negative control was not run with three seeds"
+    assert green["excess"]["mean"] == pytest.approx(0.55)
 
 
 def test_with_fewer_than_three_seeds_nothing_holds(found, tmp_path):
@@ -135,7 +136,7 @@ def test_the_tables_show_the_hole_and_why(content, tmp_path):
     write_tables(tmp_path, content)
     page = (tmp_path / "table.md").read_text()
     assert "Not run: blue: seed 0: ValueError: no weights" in page
-    assert "| holds" in page
+    assert "holds" in page
     with (tmp_path / "table.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 10
@@ -183,8 +184,10 @@ def test_a_row_that_fails_half_way_does_not_stop_the_others(tmp_path, monkeypatc
             raise RuntimeError("the disk is full")
         return _made(tmp_path / "store", 5, seed)
 
-    _run(tmp_path, monkeypatch, make, typed=["seeds=3,4,5"])
+    with pytest.raises(SystemExit, match="1 of 4 rows have holes: blue"):
+        _run(tmp_path, monkeypatch, make, typed=["seeds=3,4,5"])
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["not_run"] == ["blue"]
     (folder,) = (tmp_path / "store" / "studies" / "colors").iterdir()
     assert last["folder"] == str(folder)
     assert {path.name for path in folder.iterdir()} == {"result.json", "table.md", "table.csv", "figure.png"}
@@ -212,12 +215,11 @@ def test_a_shifted_row_is_trained_with_other_seeds_and_stands_beside_the_studys(
     assert found.scores["b"] == {0: 100, 1: 101}
 
 
-def test_runs_that_go_to_wandb_are_grouped_and_tagged_by_study_row_and_seed():
+def test_the_rows_of_a_study_send_nothing_to_wandb_themselves():
     seen = []
     given = STUDY._replace(rows=STUDY.rows[:1], run=lambda overrides, seed: seen.append(overrides))
-    run_rows(given, {"red": ["logger=wandb"]}, [7])
-    assert seen == [["logger=wandb", "logger.group=colors", 'logger.tags=["colors", "red", "seed 7"]']]
-    check(seen[0])
+    run_rows(given, {"red": ["logger=wandb", "logger.project=x", "lm=tiny"]}, [7])
+    assert seen == [["lm=tiny"]]
 
 
 def test_a_wrong_override_stops_a_study_before_anything_runs():
@@ -244,8 +246,21 @@ def test_a_rows_own_settings_win_and_the_studys_groups_that_it_replaces_are_left
 def test_what_the_rows_differ_in_may_not_be_set():
     with pytest.raises(SystemExit, match="embedding=hashing: this is what the rows of colors differ in"):
         run_study(STUDY, ["embedding=hashing"])
-    with pytest.raises(ConfigError, match=r"embedding.dimension=3: this is what"):
-        settings_of(STUDY, ["embedding.dimension=3"])
+    varied = STUDY._replace(rows=(Row("whole", ()), Row("half", ("prompts.max_tokens=128",))))
+    with pytest.raises(ConfigError, match=r"prompts.max_tokens=512: this is what"):
+        settings_of(varied, ["prompts.max_tokens=512"])
+
+
+def test_a_setting_inside_of_what_rows_choose_reaches_every_row_that_has_it():
+    curricula = STUDY._replace(rows=(Row("all", ("sft=ex_im_main",)), Row("one", ("sft.stages=[{{main: 2}}]",))))
+    for typed in (["sft/tuning=paper", "prompts=paper"], ["sft.tuning.learning_rate=1e-3"]):
+        settings = settings_of(curricula, typed)
+        assert all(set(typed) <= set(chosen) for chosen in settings.values())
+        rates = {configured(chosen, 0).sft.tuning.learning_rate for chosen in settings.values()}
+        assert len(rates) == 1
+    encoders = STUDY._replace(rows=(Row("lsa", ("embedding=lsa",)), Row("words", ("embedding=hashing",))))
+    settings = settings_of(encoders, ["embedding.seed=3"])
+    assert ["embedding.seed=3" in chosen for chosen in settings.values()] == [True, False]
 
 
 @pytest.mark.parametrize("typed", ["seeds=", "seeds=a", "seeds=[0,1]", "seeds=0,0,1", "seed=3"])
@@ -298,3 +313,40 @@ def test_the_five_rows_of_table_two_share_their_stages():
     apart = sum(6 + len(stages) for stages in curricula)
     shared = 6 + len({stages[:depth] for stages in curricula for depth in range(1, len(stages) + 1)})
     assert (apart, shared) == (38, 13)
+
+
+def test_a_score_or_a_system_that_the_data_does_not_have_leaves_a_hole_and_not_a_failed_study(found, tmp_path):
+    rows = (*STUDY.rows, Row("oracle", ("embedding=lsa",), system="oracle"))
+    claims = (*STUDY.claims, Claim("green is worth more", "green", "red", "Value@8", ("gray", "red"), "folklore"))
+    given = STUDY._replace(rows=rows, claims=claims, compared=("HR@8", "Value@8"))
+    scores = {**found.scores, "oracle": found.scores["red"]}
+    content = content_of(given, found._replace(scores=scores), store=tmp_path, command="", seconds=0.0)
+    assert content["rows"][-1]["not_run"] == "these runs have no oracle"
+    assert content["rows"][-1]["runs"] == []
+    assert list(content["rows"][0]["interval"]) == ["HR@8"]
+    worth = content["claims"][-1]
+    assert (worth["verdict"], worth["difference"]) == ("undecided", None)
+    assert "Value@8 is no score of users" in worth["why"]
+    assert content["claims"][0]["difference"]["p_holm"] > 4 * content["claims"][0]["difference"]["p"], "five claims"
+
+
+def test_rows_of_other_users_are_not_compared(found, tmp_path):
+    path = found.scores["green"][0].path / "per_user.parquet"
+    frame = pl.read_parquet(path)
+    frame.with_columns(user_id="x" + pl.col("user_id")).write_parquet(path)
+    content = content_of(STUDY, found, store=tmp_path, command="", seconds=0.0)
+    assert content["claims"][0]["why"] == "green and red do not score the same users"
+
+
+def test_a_change_is_told_over_the_seeds_that_both_rows_have(found, tmp_path):
+    half = {**found.scores, "green": {2: found.scores["green"][2]}}
+    content = content_of(STUDY, found._replace(scores=half), store=tmp_path, command="", seconds=0.0)
+    assert content["rows"][1]["change"]["HR@8"] == pytest.approx(122 / 22 - 1)
+
+
+def test_rows_that_are_said_to_read_as_much_must_do_so(found, tmp_path):
+    claims = (STUDY.claims[0]._replace(same_tokens=True),)
+    content = content_of(STUDY._replace(claims=claims), found, store=tmp_path, command="", seconds=0.0)
+    assert content["claims"][0]["verdict"] == "holds"
+    rows = {"green": {"runs": [{"tokens": 1000}]}, "red": {"runs": [{"tokens": 1100}]}}
+    assert _tokens(claims[0], rows) == "the rows do not read as much as one another: 1,000 and 1,100 tokens"

@@ -89,31 +89,55 @@ def test_holms_p_values_are_those_of_the_textbook(p):
 
 
 def test_users_needed_shrink_with_the_square_of_the_effect_and_seeds_set_a_floor():
-    wide = users_needed(_found(0.028, 0, 0), confidence=0.95)
+    wide = users_needed(_found(0.028, 0, 0), seeds=3, confidence=0.95)
     assert wide == pytest.approx(1000 * 1e-4 / (0.028 / 2.8016) ** 2, abs=1)
-    assert users_needed(_found(0.056, 0, 0), confidence=0.95) == pytest.approx(wide / 4, abs=1)
-    assert users_needed(_found(0.028, 0, 0, of_seeds=2e-4), confidence=0.95) is None
-    assert users_needed(_found(0.0, 0, 0), confidence=0.95) is None
+    assert users_needed(_found(0.056, 0, 0), seeds=3, confidence=0.95) == pytest.approx(wide / 4, abs=1)
+    assert users_needed(_found(0.028, 0, 0, of_seeds=4.4e-5), seeds=3, confidence=0.95) is None, "4.3 x .0066 > .028"
+    assert users_needed(_found(0.028, 0, 0, of_seeds=4.4e-5), seeds=30, confidence=0.95) is not None
+    assert users_needed(_found(0.0, 0, 0), seeds=3, confidence=0.95) is None
+
+
+@given(st.floats(1e-3, 0.1), st.floats(1e-6, 1e-3), st.floats(0, 1e-4), st.integers(1, 6))
+def test_users_needed_are_just_enough(mean, of_users, of_seeds, claims):
+    found = _found(mean, 0, 0, of_users=of_users, of_seeds=of_seeds)
+    needed = users_needed(found, seeds=3, confidence=1 - 0.05 / claims)
+    if needed is not None:
+        then = found._replace(users=needed, of_users=of_users * 1000 / needed)
+        assert users_needed(then, seeds=3, confidence=1 - 0.05 / claims) == pytest.approx(needed, abs=1)
 
 
 NULL = _found(0.0, -0.01, 0.01, p=0.9)
+OVER = _found(0.05, 0.02, 0.08)
 
 
 @pytest.mark.parametrize(
-    ("found", "p", "control", "seeds", "verdict", "why"),
+    ("found", "p", "excess", "seeds", "verdict", "why"),
     [
-        (_found(0.05, 0.03, 0.07), 0.01, NULL, 3, "holds", "its negative control's is not"),
-        (_found(0.05, 0.03, 0.07), 0.01, None, 3, "undecided", "negative control was not run"),
-        (_found(0.05, 0.03, 0.07), 0.01, _found(0.04, 0.02, 0.06), 3, "undecided", "control gains too"),
-        (_found(0.05, 0.03, 0.07), 0.01, NULL, 2, "undecided", "2 training seeds"),
-        (_found(0.05, 0.03, 0.07), 0.06, NULL, 3, "undecided", "cannot be told from none with 1,000 users"),
+        (_found(0.05, 0.03, 0.07), 0.01, OVER, 3, "holds", "above its negative control's"),
+        (_found(0.05, 0.03, 0.07), 0.01, None, 3, "undecided", "control was not run with three seeds"),
+        (_found(0.05, 0.03, 0.07), 0.01, NULL, 3, "undecided", "control's difference cannot be told from it"),
+        (_found(0.05, 0.03, 0.07), 0.01, OVER, 2, "undecided", "2 training seeds"),
+        (_found(0.05, 0.03, 0.07, of_users=1e-3), 0.06, OVER, 3, "undecided", "cannot be told from none with 1,000"),
         (_found(-0.05, -0.07, -0.03), 0.01, NULL, 3, "fails", "the other way round"),
         (_found(-0.05, -0.07, -0.03), 0.01, None, 3, "fails", "the other way round"),
         (_found(-0.05, -0.07, -0.03), 0.01, None, 1, "undecided", "1 training seed:"),
-        (_found(0.01, -0.1, 0.1, of_seeds=1.0), 0.9, NULL, 3, "undecided", "more training seeds are needed"),
+        (_found(0.01, -0.1, 0.1, of_seeds=1.0), 0.9, OVER, 3, "undecided", "more training seeds are needed"),
     ],
 )
-def test_a_claim_holds_only_with_seeds_and_a_control(found, p, control, seeds, verdict, why):
-    judged = judge(found, p, control, seeds=seeds, confidence=0.95)
+def test_a_claim_holds_only_with_seeds_and_above_its_control(found, p, excess, seeds, verdict, why):
+    judged = judge(found, p, excess, seeds=seeds, claims=1, confidence=0.95)
     assert judged.verdict == verdict
     assert why in judged.why
+
+
+def test_where_the_control_gains_as_much_as_the_claim_nothing_holds():
+    """Rows of 400 users: the control's pair differs just as the claim's does, seed by seed and user by user."""
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        worse = rng.binomial(1, 0.3, (3, 400)).astype(float)
+        better, gaining = (np.maximum(worse, rng.binomial(1, 0.15, (3, 400))) for _ in range(2))
+        found = _effect(better, worse, samples=300)
+        excess = _effect(better - worse, gaining - worse, samples=300)
+        verdict = judge(found, found.p, excess, seeds=3, claims=1, confidence=0.95).verdict
+        if excess.low <= 0:
+            assert verdict == "undecided"

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from experiments import report_wandb
-from experiments.report_wandb import Asked, asked, build_report, curve_names, default_entity, main, newest, send
-from experiments.reporting.to_wandb import STEP, read_result, run_id, study_id
+from experiments.report_wandb import Asked, asked, build_report, curve_names, default_entity, main, reported, send
+from experiments.reporting.page import read_result
+from experiments.reporting.to_wandb import STEP, run_id, study_id
 from tests.experiments.wandb_server import ENTITY, KEY, STUDY, WandbServer, write_study
 
 
@@ -37,21 +38,28 @@ def test_a_wrong_word_is_refused(words, told):
         asked(words)
 
 
-def test_the_newest_run_of_a_study_is_taken(study):
+def test_of_the_runs_of_most_seeds_the_newest_is_taken(study, caplog):
     folder, store = study
     later = folder.with_name("2027-01-01_00-00-00")
     (later / "wandb").mkdir(parents=True)  # it was killed: it has no result
-    assert newest(store / "studies", STUDY) == folder
+    assert reported(store / "studies", STUDY) == folder
+    result = read_result(folder)
+    (later / "result.json").write_text(json.dumps(result))
+    assert reported(store / "studies", STUDY) == later
+    (later / "result.json").write_text(json.dumps(result | {"seeds": [0]}))
+    assert reported(store / "studies", STUDY) == folder
+    assert caplog.messages == []
     (later / "result.json").write_text("{}")
-    assert newest(store / "studies", STUDY) == later
+    assert reported(store / "studies", STUDY) == folder
+    assert caplog.messages[0].startswith(f"passed over: {later}/result.json is no result of a study: a study lacks")
 
 
 def test_an_unknown_study_is_refused_with_those_that_there_are(study, tmp_path):
     told = rf"table9 has no result in .*studies: there are {STUDY}; run python -m experiments.table9 first"
     with pytest.raises(ValueError, match=told):
-        newest(study[1] / "studies", "table9")
+        reported(study[1] / "studies", "table9")
     with pytest.raises(ValueError, match=r"there is no study; run python -m experiments.table9 first"):
-        newest(tmp_path / "nowhere", "table9")
+        reported(tmp_path / "nowhere", "table9")
 
 
 def _without_a_server(monkeypatch):
@@ -142,8 +150,22 @@ def test_without_a_key_it_is_told_what_to_do(study, monkeypatch):
 
 def test_a_broken_result_is_named(study):
     (study[0] / "result.json").write_text("{")
-    with pytest.raises(SystemExit, match=r"result.json is broken .*run the study again"):
+    with pytest.raises(SystemExit, match=r"result.json is broken.*run the study again"):
         main([STUDY, f"store.root={study[1]}"])
+
+
+def test_a_row_without_runs_is_named(study):
+    result = read_result(study[0])
+    del result["rows"][0]["runs"]
+    (study[0] / "result.json").write_text(json.dumps(result))
+    with pytest.raises(SystemExit, match=r"result.json is no result of a study: a row lacks runs"):
+        main([STUDY, f"store.root={study[1]}"])
+
+
+def test_where_wandb_is_disabled_no_report_is_built(study, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with pytest.raises(SystemExit, match="WANDB_MODE is disabled: unset it to build a report"):
+        main([STUDY, f"store.root={study[1]}", "entity=me"])
 
 
 def _run(study, home, *words, **given):

@@ -1,6 +1,5 @@
 """Sample users of a study, from a store: who finds the ad, what is listed, what the model read."""
 
-import io
 import json
 from typing import NamedTuple
 
@@ -13,9 +12,6 @@ from leadre.artifacts import ArtifactError, Result, Store
 from leadre.prompts import show as command
 
 VERSION = 1
-SMALL = ("data/world=tiny", "data.world.users.num_users=60", "quantizer=tiny", "embedding=hashing", "compute.threads=1")
-MODEL = ("lm.hidden_size=32", "lm.layers=1", "lm.intermediate_size=32", "lm.text_tokens=600")
-STAGES = ("world", "catalog", "pairs", "base", "tokens")
 
 
 class Made(NamedTuple):
@@ -28,17 +24,13 @@ class Made(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    root = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.stdout", io.StringIO())
-        command.main([*SMALL, *MODEL, f"store.root={root}"])
-    manifests = [next((root / stage).glob("*/manifest.json")) for stage in STAGES]
-    found = [(path, json.loads(path.read_text())) for path in manifests]
-    results = {told["stage"]: Result(told["stage"], told["key"], path.parent, 0.0, True) for path, told in found}
+def made(small_run):
+    """The store is shared with other tests: results are added to it and none is changed."""
+    manifests = [(folder, json.loads((folder / "manifest.json").read_text())) for folder in small_run.folders.values()]
+    results = {told["stage"]: Result(told["stage"], told["key"], folder, 0.0, True) for folder, told in manifests}
     split = tables.read(tables.SPLIT, results["world"].path / "split.parquet").filter(role="test").sort("user_id")
     ads = pl.read_parquet(results["catalog"].path / "sids.parquet")["ad_id"].to_list()
-    return Made(results, Store(root), ads, dict(split.select("user_id", "ad_id").iter_rows()))
+    return Made(results, Store(small_run.root), ads, dict(split.select("user_id", "ad_id").iter_rows()))
 
 
 def row(made, rank_of, *, name="LEADRE", pairs=None):
@@ -102,7 +94,7 @@ def test_the_prompt_is_the_one_that_the_model_read(made):
     (sample,) = group.samples
     (prompt,) = sample.prompts  # both rows were asked by the same
     asked = command.Asked(sample.user, "main", "test")
-    shown = command.read_prompt(asked, **{stage: made.results[stage].path for stage in STAGES})
+    shown = command.read_prompt(asked, **{stage: result.path for stage, result in made.results.items()})
     assert (prompt.tokens, prompt.max_tokens) == (shown.tokens, shown.max_tokens)
     assert sum(part.tokens for part in prompt.parts) == shown.tokens
     assert prompt.parts[-1].pieces[0].name == sample.clicked.name

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from experiments.reporting import to_wandb
+from experiments.reporting.page import read_result
 from experiments.reporting.to_wandb import (
     STEP,
     curves,
     entries_of,
     log_study,
-    read_result,
     run_id,
     study_entry,
     study_id,
@@ -131,27 +131,32 @@ def test_a_tag_is_no_longer_than_wandb_takes(study, tmp_path):
     assert max(map(len, _entries(study, tmp_path)[0].tags)) == 64
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("{", "is broken"),
-        ("[]", "is not the result of a study .it is no JSON object"),
-        ('{"study": "x", "rows": [], "columns": [], "compared": []}', "it has no title, claims"),
-        (None, "is missing: run the study again"),
-    ],
-)
-def test_a_result_that_is_none_is_named(tmp_path, text, told):
-    if text is not None:
-        (tmp_path / "result.json").write_text(text)
-    with pytest.raises(ValueError, match=rf"{tmp_path}/result.json {told}" if "has no" not in told else told):
-        read_result(tmp_path)
-
-
-def test_a_broken_artifact_is_named_before_anything_is_logged(study):
+def test_a_row_without_runs_is_named(study):
     folder, store = study
+    result = read_result(folder)
+    del result["rows"][1]["runs"]
+    (folder / "result.json").write_text(json.dumps(result))
+    with pytest.raises(ValueError, match=rf"{folder}/result.json is no result of a study: a row lacks runs"):
+        log_study(folder, store, project="leadre", entity=None, mode="offline")
+
+
+def test_a_broken_artifact_is_named_before_anything_is_logged_and_costs_no_run_that_is_not_sent(study):
+    folder, store = study
+    unsent = folder / "wandb" / "offline-run-1" / "run-1.wandb"
+    unsent.parent.mkdir(parents=True)
+    unsent.write_text("not sent yet")
     (store / "codes" / "c" / "diagnostics.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"codes/c is broken: diagnostics.json differs from its sha256"):
         log_study(folder, store, project="leadre", entity=None, mode="offline")
+    assert [path for path in (folder / "wandb").rglob("*") if path.is_file()] == [unsent]
+
+
+def test_where_wandb_is_disabled_nothing_is_logged(study, monkeypatch):
+    folder, store = study
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    (folder / "result.json").unlink()  # not even read
+    logged = log_study(folder, store, project="leadre", entity=None)
+    assert (logged.sent, logged.offline) == ((), ())
     assert not (folder / "wandb").exists()
 
 
@@ -196,13 +201,18 @@ def test_a_study_does_not_fail_when_wandb_cannot_even_be_kept_offline(study, mon
     ]
 
 
-def test_without_a_key_it_is_offline(study, monkeypatch):
+def test_without_a_key_it_is_offline_and_the_last_line_says_how_to_send_it(study, monkeypatch, caplog):
     folder, store = study
+    caplog.set_level("INFO")
     send = _Failing(set())
     monkeypatch.setattr(to_wandb, "_send", send)
     monkeypatch.setattr(to_wandb, "has_wandb_key", lambda: False)
     log_study(folder, store, project="leadre", entity=None)
     assert {mode for _, mode in send.runs} == {"offline"}
+    sync = f"; `wandb sync {folder}/wandb/offline-run-*` sends these"
+    assert caplog.messages == [f"W&B: sent 0 runs, kept 5 offline{sync}"]
+    log_study(folder, store, project="leadre", entity=None, mode="online")
+    assert caplog.messages[1:] == ["W&B: sent 5 runs, kept 0 offline"]
 
 
 PROGRAM = """
@@ -303,4 +313,3 @@ def test_a_wrong_key_or_no_network_keeps_all_offline_and_says_so(study, server, 
     assert "'EX -> Main, seed 0' and the runs after it are kept offline" in done.stderr
     assert len(list((study[0] / "wandb").glob("offline-run-*"))) == 5
     assert server.runs == {}
-    print(done.stderr[-600:])

@@ -1,12 +1,15 @@
 import copy
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from experiments import reproduction
-from experiments.record import file_name, read_record, without_paths
+from experiments.record import Record, file_name, overrides_of, read_record, without_paths, without_values
 from experiments.reproduction import collect, main, read_records, render
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -33,7 +36,8 @@ RESULT = {
     "date": "2026-11-21T20:15:00+00:00",
     "git": "0123456789abcdef0123456789abcdef01234567",
     "dirty": False,
-    "seconds": 3210.5,
+    "seconds": 150.0,
+    "seconds_of_stages": 5490.5,
     "store": "/home/me/store",
     "seeds": [0, 1, 2],
     "users": 3236,
@@ -52,7 +56,7 @@ RESULT = {
             "mean": {"HR@8": 0.3, "Value@8": 21.5},
             "interval": {"HR@8": [0.29, 0.31]},
             "change": None,
-            "runs": [_run(0, 0.3), _run(1, 0.3)],
+            "runs": [_run(0, 0.3), _run(1, 0.3), _run(2, 0.3)],
         },
         {
             "name": "w.o. content",
@@ -64,7 +68,7 @@ RESULT = {
             "mean": {"HR@8": 0.27, "Value@8": None},
             "interval": {"HR@8": [0.26, 0.28]},
             "change": {"HR@8": -0.1, "Value@8": None},
-            "runs": [_run(2, 0.27)],
+            "runs": [_run(2, 0.27), _run(3, 0.27), _run(4, 0.27)],
         },
         {
             "name": "another user's content",
@@ -91,6 +95,15 @@ RESULT = {
             "why": "its control was not run",
             "difference": {"mean": 0.03, "low": 0.02, "high": 0.04, "p": 0.0005, "p_holm": 0.0005},
             "control_difference": None,
+            "excess": {
+                "mean": 0.02,
+                "low": 0.01,
+                "high": 0.03,
+                "p": 0.001,
+                "users": 3236,
+                "of_users": 0.1,
+                "of_seeds": 0,
+            },
             "users_needed": 12345,
             "paper_change": 0.1399,
             "our_change": 0.1111,
@@ -154,16 +167,20 @@ def test_a_study_in_the_store_comes_to_the_page(docs, leave, result):
     page = (docs / "reproduction.md").read_text(encoding="utf-8")
     row = (
         "| content helps (LEADRE 5.2.1, Table 1): LEADRE over w.o. content | HR@8 | +14.0 % | +11.1 % "
-        "| +0.0300 (+0.0200 to +0.0400) | – | <.001 | **undecided** | 12,345 |"
+        "| +0.0300 (+0.0200 to +0.0400) | – | +0.0200 (+0.0100 to +0.0300) | <.001 | **undecided** | 12,345 |"
     )
     assert row in page
     assert "Results recorded: 1. Claims: 1 undecided." in page
-    assert "2026-11-21; commit `0123456789ab`; seeds 0, 1, 2; 3,236 test users; 15 of 48 stages built; 54 min." in page
+    ran = (
+        "2026-11-21; commit `0123456789ab`; seeds 0, 1, 2; 3,236 test users; 15 distinct results where rows that share "
+        "nothing would have 48; stages: 92 min of building, this call 3 min."
+    )
+    assert ran in page
     assert "| LEADRE | 0.3000 [0.2900, 0.3100] | 21.50 | 1,096 | 3,456,608 |" in page
-    assert "| w.o. content | 0.2700 [0.2600, 0.2800] (-10.0 %) | – | 1,096 | 3,456,608 |" in page
-    assert "| *paper* | 0.1773 (-12.3 %) | – |  |  |" in page
+    assert "| w.o. content | 0.2700 [0.2600, 0.2800] (−10.0 %) | – | 1,096 | 3,456,608 |" in page
+    assert "| *paper* | 0.1773 (−12.3 %) | – |  |  |" in page
     assert "- **undecided**, content helps: its control was not run" in page
-    assert "- w.o. content (`prompts=without_content`): seed 2 `0000000000000002`" in page
+    assert "- w.o. content (`prompts=without_content`): seed 2 `0000000000000002`, seed 3" in page
     assert "| another user's content (control) | – | – | not run |  |" in page
     assert "Not recorded yet: `python -m experiments.table2_task_order`" in page
     assert page.count("Not run: another user's content:") == 1
@@ -215,12 +232,80 @@ def test_each_data_set_has_a_record_of_its_own_and_the_newest_run_counts(docs, l
     assert [record.title for record in read_records(results)] == [result["title"], "smaller", "newer"]
 
 
-def test_a_trial_with_fewer_seeds_does_not_replace_a_record_with_three(docs, leave, result):
+def _ruined(result):
+    """The same study, newer, in which a row failed."""
+    rows = [row | {"runs": [], "mean": {}, "interval": {}, "not_run": "killed"} for row in result["rows"][1:]]
+    return result | {"rows": [result["rows"][0], *rows], "date": "2026-12-01T00:00:00+00:00", "title": "ruined"}
+
+
+def _trial(result):
+    """The same study, newer, with one seed."""
+    rows = [row | {"runs": row["runs"][:1]} for row in result["rows"]]
+    return result | {"rows": rows, "seeds": [0], "date": "2026-12-01T00:00:00+00:00", "title": "a trial"}
+
+
+@pytest.mark.parametrize("worse", [_trial, _ruined])
+def test_a_trial_or_a_run_whose_rows_failed_does_not_replace_a_whole_one(docs, leave, result, worse, caplog):
     leave(result)
-    main([])
-    leave(result | {"seeds": [0], "date": "2026-12-01T00:00:00+00:00", "title": "a trial"}, "2026-12-01_00-00-00")
+    leave(worse(result), "2026-12-01_00-00-00")
     main([])
     assert [record.title for record in read_records(docs / "results")] == [result["title"]]
+    shutil.rmtree("store/studies/table1_prompt_components/2026-11-21_20-15-00")
+    main([])
+    assert [record.title for record in read_records(docs / "results")] == [result["title"]]
+    assert "stays: 2 of its rows have three seeds, of the newest run " in caplog.text
+
+
+def test_a_varied_run_has_a_record_of_its_own(docs, leave, result):
+    leave(result)
+    newer = {"date": "2026-12-01T00:00:00+00:00", "title": "varied"}
+    command = "python -m experiments.table1_prompt_components"
+    leave(result | newer | {"command": f"{command} prompts=without_summary seeds=0,1,2"}, "2026-12-01_00-00-00")
+    main([])
+    assert [record.title for record in read_records(docs / "results")] == [result["title"], "varied"]
+
+
+def _named(result, arguments):
+    return file_name(Record.model_validate(result | {"command": f"python -m experiments.x {arguments}".strip()}))
+
+
+def test_the_name_tells_what_is_varied_and_nothing_of_data_machine_and_seeds(result):
+    plain = _named(result, "")
+    for same in (
+        "data=synthetic data/world=paper data.root=/home/me/a b data.world.seed=1",
+        "compute=gpu compute.threads=1 store.root=x logger=wandb logger.project=y seeds=0,1",
+        "text=name category=first",
+    ):
+        assert _named(result, same) == plain
+    slug = plain.removesuffix(".json")
+    assert _named(result, "prompts=without_summary") == f"{slug}.prompts_without_summary.json"
+    assert _named(result, "lm=small +sft.x=-1 seeds=0") == _named(result, "+sft.x=-1 lm=small")
+    names = [_named(result, text) for text in ("", "sft.rate=1", "sft.rate=.1", "sft.stages=[ex, main]", "~logger")]
+    names += [_named(result, f"sft.stages=[{','.join(['main'] * times)}]") for times in (20, 21)]
+    assert len(set(names)) == 6  # a logger that is left out changes no result
+    assert max(map(len, names)) < len(plain) + 60
+
+
+def test_changed_code_is_warned_of(docs, leave, result, caplog):
+    leave(result | {"dirty": True})
+    main([])
+    assert "was made from changed code: commit 0123456789abcdef" in caplog.text
+    assert "commit `0123456789ab` with changes on top" in (docs / "reproduction.md").read_text()
+
+
+def test_an_old_result_tells_no_time_of_its_stages(docs, leave, result):
+    del result["seconds_of_stages"], result["claims"][0]["excess"]
+    leave(result)
+    main([])
+    assert "would have 48; this call 3 min." in (docs / "reproduction.md").read_text()
+
+
+def test_a_row_without_anything_random_has_one_key(docs, leave, result):
+    result["rows"][0]["runs"] = [_run(0, 0.3) | {"seed": seed} for seed in (0, 1, 2)]
+    leave(result)
+    main([])
+    told = "- LEADRE: nothing is random, the same with seeds 0, 1, 2: `0000000000000000`\n"
+    assert told in (docs / "reproduction.md").read_text()
 
 
 def test_named_studies_alone_are_taken_over(docs, leave, result):
@@ -312,7 +397,20 @@ def test_what_only_looks_like_a_path_stays(text):
     ("text", "expected"),
     [
         ("data.root=/work/x y", "data.root=PATH y"),
-        ("'/a b/c'", "'/a b/c'"),
+        ("'/a b/c'", "'PATH'"),
+        ("'data.root=/a b/c' is", "'data.root=PATH' is"),
+        ("see `~/x y`: gone", "see `PATH`: gone"),
+        ('open("/home/o\'brien/my x")', 'open("PATH")'),
+        ("/data", "PATH"),
+        ("error at:/home/me/x", "error at:PATH"),
+        ("file:///home/me/x", "PATH"),
+        ("../../me/store", "PATH"),
+        ("store/../../me gone", "PATH gone"),
+        ("~/data", "PATH"),
+        ("~me/data", "PATH"),
+        ("C:\\Users\\me", "PATH"),
+        ("/a/b(c)/d, /e.", "PATH, PATH."),
+        ("https://a.b/c?x=/home/me", "https://a.b/c?x=PATH"),
         ("no /root/.cache/hub/models--x: fetch it", "no PATH: fetch it"),
         ("~/data/x", "PATH"),
         ("[/tmp/x/y.json, /tmp/z/]", "[PATH, PATH]"),
@@ -327,3 +425,53 @@ def test_the_name_of_a_record_is_that_of_its_study_and_data(result, leave):
         file_name(read_record(leave(result)))
         == "table1_prompt_components.synthetic_small_seed_5_4000_users_1200_ads.json"
     )
+
+
+NAMES = st.text(alphabet="abz09_-.()äß", min_size=1, max_size=6).map(lambda text: f"me{text}q")
+SPACED = st.lists(NAMES, min_size=1, max_size=3).map(" ".join)
+BEGINNINGS = st.sampled_from(["/", "//", "~/", "../", "../../", "file:///", "/../", "C:\\", "~root/", "x/../"])
+
+
+def _paths(names):
+    return st.tuples(BEGINNINGS, st.lists(names, min_size=1, max_size=4)).map(lambda both: both[0] + "/".join(both[1]))
+
+
+@given(_paths(NAMES), st.sampled_from(["", " ", ":", "=", "(", "[", ",", "at ", "error at:", "x\n"]), st.sampled_from(
+    ["", " ", "\n", ": gone", ", ", ") ", "]", " is not there"]))  # fmt: skip
+def test_no_path_survives_in_a_text(path, before, after):
+    assert "me" not in without_paths(f"{before}{path}{after}".replace("not there", "not"))
+
+
+@given(_paths(SPACED), st.sampled_from("'\"`"), st.sampled_from(["", "data.root=", "x:"]))
+def test_no_path_with_spaces_survives_in_quotes(path, quote, before):
+    text = without_paths(f"[Errno 2] no {quote}{before}{path}{quote}, stop")
+    assert "me" not in text
+    assert text.endswith(f"{quote}, stop")
+
+
+@given(
+    SPACED | _paths(SPACED),
+    st.sampled_from(
+        ["data.root", "store.root", "lm.model", "previous_catalog", "decoding.filters", "+embedding.model"]
+    ),
+    st.sampled_from(["", "'", '"']),
+)
+def test_no_private_value_survives_in_a_command(value, key, quote):
+    command = f"python -m experiments.x lm=local {key}={quote}{value}{quote} seeds=0,1"
+    kept = without_values(without_paths(command))
+    assert kept == f"python -m experiments.x lm=local {key}=PATH seeds=0,1"
+    assert overrides_of(kept)[1] == ["lm=local", f"{key}=PATH", "seeds=0,1"]
+
+
+@given(SPACED)
+def test_no_private_value_survives_in_the_overrides_of_a_row(value):
+    row = RESULT["rows"][0] | {"overrides": [f"lm.model={value}", "lm=local"]}
+    record = Record.model_validate(RESULT | {"rows": [row]})
+    assert record.rows[0].overrides == ["lm.model=PATH", "lm=local"]
+
+
+def test_a_name_that_tells_the_size_of_its_data_tells_it_once(result):
+    sized = result["data"] | {"name": "synthetic, 4,000 users and 1,200 ads, world seed 5"}
+    record = Record.model_validate(result | {"data": sized})
+    assert record.data.told == sized["name"]
+    assert file_name(record) == "table1_prompt_components.synthetic_4000_users_and_1200_ads_world_seed_5.json"

@@ -65,6 +65,7 @@ def test_frequent_phrases_are_single_tokens():
     assert parts("The first-level category is Automobile; ") == ["The first-level category is Automobile; "]
 
 
+@pytest.mark.slow
 def test_the_same_texts_give_the_same_tokenizer_in_every_process():
     code = (
         "from leadre.lm.tokenizer import train_tokenizer\n"

@@ -163,6 +163,13 @@ def test_intervals_hold_their_means_and_differences_are_paired(folders):
     assert scores["bootstrap"] == {"samples": 20, "seed": 0, "confidence": 0.95}
 
 
+def test_the_ratio_to_a_system_that_finds_nothing_is_null(folders):
+    tables.write(tables.LISTS, lists({"u1": ["d"]}), folders["baselines"] / "popularity.parquet")
+    difference = scored(folders)["differences"]["LEADRE - popularity"]["HR@2"]
+    assert difference["ratio"] is None
+    assert difference["mean"] == pytest.approx(2 / 3)
+
+
 def test_the_oracle_is_a_system_where_it_exists(folders):
     assert list(scored(folders)["systems"]) == ["LEADRE", "popularity"]
     tables.write(tables.LISTS, lists({u: [ad] for u, ad in CLICKED.items()}), folders["world"] / "oracle.parquet")

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shutil
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -21,55 +20,32 @@ from leadre.prompts import show as command
 from leadre.prompts.segments import LEARNABLE, ad, render, text
 from leadre.prompts.show import Asked, Part, Shown, asked_and_overrides, escaped, main, parts_of, read_prompt, show
 
-STAGES = ("world", "catalog", "pairs", "base", "tokens")
-SMALL = ("data/world=tiny", "data.world.users.num_users=60", "quantizer=tiny", "embedding=hashing", "compute.threads=1")
-MODEL = ("lm.hidden_size=32", "lm.layers=1", "lm.intermediate_size=32", "lm.text_tokens=600")
+
+def read(small_run, user=None, task="main", role="test"):
+    return read_prompt(Asked(user, task, role), **small_run.folders)
 
 
-class Run(NamedTuple):
-    """The folders of the stages by name, and what the command printed of the first test user."""
-
-    folders: dict
-    printed: str
-    arguments: list
-
-
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    root = tmp_path_factory.mktemp("store")
-    arguments = [*SMALL, *MODEL, f"store.root={root}"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.stdout", io.StringIO())
-        main(arguments)
-        printed = command.sys.stdout.getvalue()
-    return Run({stage: next((root / stage).glob("*/manifest.json")).parent for stage in STAGES}, printed, arguments)
-
-
-def read(ran, user=None, task="main", role="test"):
-    return read_prompt(Asked(user, task, role), **ran.folders)
-
-
-def test_the_command_prints_the_first_test_user_and_a_sum_that_is_the_length_in_the_tokens_file(ran):
-    first = pl.read_parquet(ran.folders["pairs"] / "main.test.parquet").row(0, named=True)
-    offsets = load_file(ran.folders["tokens"] / "main.test.safetensors")["offsets"]
-    head = next(line for line in ran.printed.splitlines() if line.startswith("user "))
+def test_the_command_prints_the_first_test_user_and_a_sum_that_is_the_length_in_the_tokens_file(small_run):
+    first = pl.read_parquet(small_run.folders["pairs"] / "main.test.parquet").row(0, named=True)
+    offsets = load_file(small_run.folders["tokens"] / "main.test.safetensors")["offsets"]
+    head = next(line for line in small_run.printed.splitlines() if line.startswith("user "))
     assert head.startswith(f"user {first['user_id']}: target ad {first['ad_id']} <a_")
-    lines = ran.printed.splitlines()
+    lines = small_run.printed.splitlines()
     start = lines.index(head)
     assert f"{offsets[1]} of 256 tokens" in " ".join(lines[start : start + 2])
-    counts = [int(found) for found in re.findall(r"^│ \w+ +│ +(\d+) │", ran.printed, re.MULTILINE)]
+    counts = [int(found) for found in re.findall(r"^│ \w+ +│ +(\d+) │", small_run.printed, re.MULTILINE)]
     assert sum(counts) == offsets[1]
-    assert ran.printed.splitlines()[-1] == f"sum {offsets[1]}"
-    assert LEARNABLE in ran.printed
-    assert ran.printed.count("dropped") == len(re.findall(r"^│ \w+ +│ +- │", ran.printed, re.MULTILINE)) > 0
+    assert small_run.printed.splitlines()[-1] == f"sum {offsets[1]}"
+    assert LEARNABLE in small_run.printed
+    assert small_run.printed.count("dropped") == len(re.findall(r"^│ \w+ +│ +- │", small_run.printed, re.MULTILINE)) > 0
 
 
-def test_the_target_is_told_with_its_time_unless_it_is_one_of_several(ran):
-    split = tables.read(tables.SPLIT, ran.folders["world"] / "split.parquet")
+def test_the_target_is_told_with_its_time_unless_it_is_one_of_several(small_run):
+    split = tables.read(tables.SPLIT, small_run.folders["world"] / "split.parquet")
     several = 0
     for role in ("test", "valid", "train"):
-        for user in pl.read_parquet(ran.folders["pairs"] / f"main.{role}.parquet")["user_id"].unique().sort()[:9]:
-            shown = read(ran, user, role=role)
+        for user in pl.read_parquet(small_run.folders["pairs"] / f"main.{role}.parquet")["user_id"].unique().sort()[:9]:
+            shown = read(small_run, user, role=role)
             targets = split.filter(role=role, user_id=user)
             assert shown.ad_id == targets["ad_id"][-1]
             times = targets.filter(ad_id=shown.ad_id)["time"]
@@ -79,13 +55,13 @@ def test_the_target_is_told_with_its_time_unless_it_is_one_of_several(ran):
 
 
 @pytest.mark.parametrize("task", ["main", "implicit"])
-def test_the_tokens_of_a_part_spell_its_text(ran, task):
-    vocabulary = load_vocabulary(ran.folders["base"])
+def test_the_tokens_of_a_part_spell_its_text(small_run, task):
+    vocabulary = load_vocabulary(small_run.folders["base"])
     first_new = min(*vocabulary.sid_offsets, *vocabulary.soft_ids)
-    tokens = load_file(ran.folders["tokens"] / f"{task}.test.safetensors")
-    users = pl.read_parquet(ran.folders["pairs"] / f"{task}.test.parquet")["user_id"]
+    tokens = load_file(small_run.folders["tokens"] / f"{task}.test.safetensors")
+    users = pl.read_parquet(small_run.folders["pairs"] / f"{task}.test.parquet")["user_id"]
     for row in range(0, len(users), 5):
-        parts = [part for part in read(ran, users[row], task).parts if part.tokens is not None]
+        parts = [part for part in read(small_run, users[row], task).parts if part.tokens is not None]
         ids = tokens["ids"][tokens["offsets"][row] : tokens["offsets"][row + 1]]
         for part, found in zip(parts, np.split(ids, np.cumsum([part.tokens for part in parts])), strict=False):
             said = vocabulary.tokenizer.decode(found[found < first_new].tolist())
@@ -98,19 +74,19 @@ def test_the_tokens_of_a_part_spell_its_text(ran, task):
             assert (found >= first_new).sum() == names
 
 
-def test_as_many_behaviors_are_shown_as_dropped_as_the_encoding_counted(ran):
-    counts = json.loads((ran.folders["tokens"] / "encode.json").read_text())
-    users = pl.read_parquet(ran.folders["pairs"] / "main.test.parquet")["user_id"]
-    dropped = [part for user in users for part in read(ran, user).parts if part.tokens is None]
+def test_as_many_behaviors_are_shown_as_dropped_as_the_encoding_counted(small_run):
+    counts = json.loads((small_run.folders["tokens"] / "encode.json").read_text())
+    users = pl.read_parquet(small_run.folders["pairs"] / "main.test.parquet")["user_id"]
+    dropped = [part for user in users for part in read(small_run, user).parts if part.tokens is None]
     assert sum(part.name == "behavior" for part in dropped) == counts["main.test"]["dropped_behaviors"] > 0
 
 
-def test_the_explicit_prompt_of_an_ad_is_named_by_the_ad(ran):
+def test_the_explicit_prompt_of_an_ad_is_named_by_the_ad(small_run):
     asked, _ = asked_and_overrides(["task=explicit"])
-    shown = read_prompt(asked, **ran.folders)
+    shown = read_prompt(asked, **small_run.folders)
     assert (shown.user, shown.time) == (None, None)
     assert [part.name for part in shown.parts] == ["head", "tail", "response"]
-    assert read(ran, shown.ad_id, "explicit", "train") == shown
+    assert read(small_run, shown.ad_id, "explicit", "train") == shown
     out = io.StringIO()
     show(shown, Console(file=out, width=200))
     assert out.getvalue().startswith(f"an ad's own: target ad {shown.ad_id} <a_")
@@ -118,29 +94,29 @@ def test_the_explicit_prompt_of_an_ad_is_named_by_the_ad(ran):
 
 
 @pytest.mark.parametrize("task", ["next_n", "next_n_control"])
-def test_a_response_of_several_ads_is_shown_with_all_of_them(ran, tmp_path, task):
-    folders = ran.folders | {"pairs": tmp_path / "pairs", "tokens": tmp_path / "tokens"}
+def test_a_response_of_several_ads_is_shown_with_all_of_them(small_run, tmp_path, task):
+    folders = small_run.folders | {"pairs": tmp_path / "pairs", "tokens": tmp_path / "tokens"}
     for name in ("pairs", "tokens"):
         folders[name].mkdir()
-    shutil.copy(ran.folders["pairs"] / "prompts.json", folders["pairs"])
-    some = pl.read_parquet(ran.folders["pairs"] / "main.train.parquet").head(5)
+    shutil.copy(small_run.folders["pairs"] / "prompts.json", folders["pairs"])
+    some = pl.read_parquet(small_run.folders["pairs"] / "main.train.parquet").head(5)
     other = pl.Series([[ad_id] for ad_id in some["ad_id"].reverse()])
     tables.write(tables.PAIRS, some.with_columns(following=other), folders["pairs"] / f"{task}.train.parquet")
-    encode(ran.folders["base"], ran.folders["catalog"], folders["pairs"], out=folders["tokens"])
+    encode(small_run.folders["base"], small_run.folders["catalog"], folders["pairs"], out=folders["tokens"])
     shown = read_prompt(Asked(some["user_id"][2], task, "train"), **folders)
     assert shown.parts[-1].name == "response"
     assert [one["value"] for one in shown.parts[-1].segments] == [some["ad_id"][2], other[2][0]]
-    assert shown.parts[-1].tokens == 2 * len(load_vocabulary(ran.folders["base"]).sid_offsets)
+    assert shown.parts[-1].tokens == 2 * len(load_vocabulary(small_run.folders["base"]).sid_offsets)
 
 
-def test_a_task_without_prompts_is_told(ran):
+def test_a_task_without_prompts_is_told(small_run):
     with pytest.raises(ValueError, match="task is next_n, but the prompts were composed without it: set "):
-        read(ran, None, "next_n", "train")
+        read(small_run, None, "next_n", "train")
 
 
 @pytest.mark.parametrize("num_cut", [1, 30])
-def test_a_description_that_lost_its_end_counts_what_is_left(ran, num_cut):
-    fragments, pair, ids = _explicit(ran)
+def test_a_description_that_lost_its_end_counts_what_is_left(small_run, num_cut):
+    fragments, pair, ids = _explicit(small_run)
     options = {"max_tokens": len(ids) - num_cut, "num_ads": 1, "cut": True}
     cut = encode_pairs(command._batch(pair), fragments, **options).ids
     whole, less = (
@@ -150,22 +126,23 @@ def test_a_description_that_lost_its_end_counts_what_is_left(ran, num_cut):
     assert less == whole | {"head": whole["head"] - num_cut}
 
 
-def test_tokens_of_another_prompt_are_refused(ran, tmp_path):
-    fragments, pair, ids = _explicit(ran)
+def test_tokens_of_another_prompt_are_refused(small_run, tmp_path):
+    fragments, pair, ids = _explicit(small_run)
     with pytest.raises(ValueError, match=r"the tokens file has \d+ tokens for this prompt, which is \d+ others"):
         parts_of(pair, ids[::-1], fragments, max_tokens=999, num_ads=1, cut=True)
-    tokens = load_file(ran.folders["tokens"] / "main.test.safetensors")
+    tokens = load_file(small_run.folders["tokens"] / "main.test.safetensors")
     save_file(tokens | {"offsets": tokens["offsets"] + 1}, tmp_path / "main.test.safetensors")
     with pytest.raises(ValueError, match="made from another prompt or with other code; remove the folder of the stage"):
-        read(ran._replace(folders=ran.folders | {"tokens": tmp_path}))
+        read(small_run._replace(folders=small_run.folders | {"tokens": tmp_path}))
 
 
-def _explicit(ran):
+def _explicit(small_run):
     fragments = Fragments(
-        load_vocabulary(ran.folders["base"]), tables.read(tables.SIDS, ran.folders["catalog"] / "sids.parquet")
+        load_vocabulary(small_run.folders["base"]),
+        tables.read(tables.SIDS, small_run.folders["catalog"] / "sids.parquet"),
     )
-    pair = pl.read_parquet(ran.folders["pairs"] / "explicit.train.parquet").head(1)
-    tokens = load_file(ran.folders["tokens"] / "explicit.train.safetensors")
+    pair = pl.read_parquet(small_run.folders["pairs"] / "explicit.train.parquet").head(1)
+    tokens = load_file(small_run.folders["tokens"] / "explicit.train.safetensors")
     return fragments, pair, tokens["ids"][: tokens["offsets"][1]]
 
 
@@ -210,22 +187,22 @@ def test_a_token_over_the_border_of_two_parts_is_the_later_ones(monkeypatch):
     assert [part.tokens for part in parts] == [*np.diff(borders).tolist(), 1]
 
 
-def test_an_unknown_user_is_named_with_some_that_exist(ran):
-    users = pl.read_parquet(ran.folders["pairs"] / "main.test.parquet")["user_id"]
+def test_an_unknown_user_is_named_with_some_that_exist(small_run):
+    users = pl.read_parquet(small_run.folders["pairs"] / "main.test.parquet")["user_id"]
     told = (
         rf"user is 'nobody', but main.test.parquet has no prompt of such a user: it has those of {len(users)} users, "
     )
     with pytest.raises(ValueError, match=told + f"such as '{users[0]}', '{users[1]}', '{users[2]}'; name one of them"):
-        read(ran, "nobody")
+        read(small_run, "nobody")
     with pytest.raises(
         ValueError, match=r"explicit\.train\.parquet has no prompt of such an ad: it has those of 192 ads"
     ):
-        read(ran, "nobody", "explicit", "train")
+        read(small_run, "nobody", "explicit", "train")
 
 
-def test_the_command_ends_with_the_error_and_not_with_where_it_was_raised(ran):
+def test_the_command_ends_with_the_error_and_not_with_where_it_was_raised(small_run):
     with pytest.raises(SystemExit, match="user is 'nobody'"):
-        main([*ran.arguments, "user=nobody"])
+        main([*small_run.arguments, "user=nobody"])
     with pytest.raises(SystemExit, match="role is 'last': choose from test, valid, train"):
         main(["role=last"])
     with pytest.raises(SystemExit, match="data: no such option"):

@@ -155,12 +155,17 @@ def test_a_search_ends_with_its_best_trial_and_the_command_that_scores_it(tmp_pa
     sweep(tmp_path, *trials, failed)
     text = printed(tmp_path)
     assert best_trial(read_jobs(tmp_path)).number == 1
-    assert re.search(r"Best of 3 trials by valid/ndcg@8: run 1 *\n", text)
+    assert re.search(r"Best of 3 of 4 trials by valid/ndcg@8: run 1 *\n", text)
     assert text.rstrip().endswith("on the test users it is scored by\npython train.py sft=b")
     page = (tmp_path / "sweep.md").read_text()
     assert "| **sft=b** | **0.4000** | **0.5000** |" in page
-    assert "## Best of 3 trials by valid/ndcg@8: run 1\n\n| setting | value |\n|---|---:|\n| sft | b |" in page
+    assert "## Best of 3 of 4 trials by valid/ndcg@8: run 1\n\n| setting | value |\n|---|---:|\n| sft | b |" in page
     assert page.endswith("```sh\npython train.py sft=b\n```\n")
+
+
+def test_a_search_without_a_failure_has_the_best_of_all(tmp_path):
+    sweep(tmp_path, *(trial(number, sft=name) for name, number in (("a", 0.2), ("b", 0.4))))
+    assert "Best of 2 trials by valid/ndcg@8: run 1" in printed(tmp_path)
 
 
 def test_a_search_of_which_every_trial_failed_has_no_best_one(tmp_path):

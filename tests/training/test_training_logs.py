@@ -105,6 +105,15 @@ def test_when_it_cannot_be_reached_the_run_is_kept_offline(config, fake, caplog)
     log_scores(config, {"LEADRE": {"HR@8": 0.5}})  # no error either
 
 
+def test_where_wandb_is_disabled_there_is_no_run(tmp_path, config, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr(logs, "_wandb_logger", lambda *_, **__: pytest.fail("a run was begun"))
+    (files,) = logs.loggers(config, tmp_path, name="sft.main", resume_step=0, step=lambda: 0)
+    assert isinstance(files, FileLogger)
+    log_scores(config, {"LEADRE": {"HR@8": 0.5}})
+    assert not Path(config.folder).exists()
+
+
 def test_a_run_shows_the_settings_and_the_result_it_makes(tmp_path, config, monkeypatch):
     given = {}
     monkeypatch.setattr(logs, "has_wandb_key", lambda: False)
@@ -120,10 +129,11 @@ def test_a_run_shows_the_settings_and_the_result_it_makes(tmp_path, config, monk
 
 def test_the_command_line_gives_wandb_all_settings_that_results_hang_on():
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        run = load(compose("run", ["logger=wandb", "sft=main_only", "seed=7"]))
+        run = load(compose("run", ["logger=wandb", "sft=main_only", "seed=7", "previous_catalog=store/catalog/k"]))
     assert run.logger.settings["seed"] == 7
+    assert run.logger.settings["previous_catalog"] == "store/catalog/k"
     assert run.logger.settings["sft"]["stages"] == [{"main": 5}]
-    no_result = {"previous_catalog", "store", "inspection", "logger", "objective"}
+    no_result = {"store", "inspection", "logger", "objective"}
     assert set(run.logger.settings) == {*run.__dataclass_fields__} - no_result
 
 

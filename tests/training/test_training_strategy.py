@@ -185,6 +185,7 @@ def _apart(one: Path, two: Path) -> float:
     return max((ones[name] - twos[name]).abs().max().item() for name in ones)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_does(alone, runs):
     for strategy in ("ddp", "fsdp"):
         for name, numbers in _seen(alone).items():
