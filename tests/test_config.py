@@ -220,10 +220,11 @@ def test_the_model_of_lists_and_todays_tables_are_enough():
 @pytest.mark.parametrize(
     ("files", "fewest", "of_index"),
     [
-        ([ROOT / "README.md", *(ROOT / "docs").glob("*.md")], 50, 5),
+        ([ROOT / "README.md"], 20, 2),
+        pytest.param(list((ROOT / "docs").glob("*.md")), 30, 2, marks=pytest.mark.slow),
         pytest.param(list(CONF.rglob("*.yaml")), 80, 2, marks=pytest.mark.slow),
     ],
-    ids=["readme_and_docs", "heads_of_options"],
+    ids=["readme", "docs", "heads_of_options"],
 )
 def test_every_command_in_the_readme_the_docs_and_the_heads_of_the_options_is_right(files, fewest, of_index):
     text = "\n".join(path.read_text() for path in files)
