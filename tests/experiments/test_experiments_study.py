@@ -253,11 +253,11 @@ def test_what_the_rows_differ_in_may_not_be_set():
 
 def test_a_setting_inside_of_what_rows_choose_reaches_every_row_that_has_it():
     curricula = STUDY._replace(rows=(Row("all", ("sft=ex_im_main",)), Row("one", ("sft.stages=[{{main: 2}}]",))))
-    for typed in (["sft/tuning=paper", "prompts=paper"], ["sft.tuning.learning_rate=1e-3"]):
-        settings = settings_of(curricula, typed)
-        assert all(set(typed) <= set(chosen) for chosen in settings.values())
-        rates = {configured(chosen, 0).sft.tuning.learning_rate for chosen in settings.values()}
-        assert len(rates) == 1
+    typed = ["sft/tuning=paper", "prompts=paper", "sft.tuning.batch_size=16"]
+    settings = settings_of(curricula, typed)
+    assert all(set(typed) <= set(chosen) for chosen in settings.values())
+    tunings = [configured(chosen, 0).sft.tuning for chosen in settings.values()]
+    assert [(tuning.learning_rate, tuning.batch_size) for tuning in tunings] == [(6e-5, 16)] * 2
     encoders = STUDY._replace(rows=(Row("lsa", ("embedding=lsa",)), Row("words", ("embedding=hashing",))))
     settings = settings_of(encoders, ["embedding.seed=3"])
     assert ["embedding.seed=3" in chosen for chosen in settings.values()] == [True, False]
