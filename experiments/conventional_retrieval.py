@@ -12,7 +12,8 @@ control LEADRE's codes are those of shuffled texts.
 import sys
 
 from experiments.run import run_study
-from experiments.study import OURS, Claim, Row, Study
+from experiments.study import Claim, Row, Study
+from leadre.report.table import OURS
 
 RUN = ("alignment=none", "baselines=learned")
 SHUFFLED = "LEADRE, codes of shuffled texts"

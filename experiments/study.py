@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from leadre import pipeline
 from leadre.artifacts import Result, Store
 from leadre.config import CONF, ConfigError, RunConfig, check, load
+from leadre.report.table import OURS
 
-OURS = "LEADRE"
 _GONE = "no such key"
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Claim(NamedTuple):
         better: The row that is said to have more.
         worse: The row that is said to have less.
         on: Of which score of users, such as HR@8.
-        control: Two rows whose difference must not be above 0: the same comparison with nothing behind it.
+        control: Two rows whose difference the claim's must be above: the same comparison with nothing behind it.
         source: Who says so.
         same_tokens: Whether it is said of rows that read as many tokens as one another.
     """

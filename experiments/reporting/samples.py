@@ -12,9 +12,9 @@ from leadre import tables
 from leadre.artifacts import ArtifactError, Result, origins
 from leadre.prompts.segments import LEARNABLE
 from leadre.prompts.show import Asked, Part, Shown, read_prompt
+from leadre.report.table import OURS
 
 NUM_ADS = 8
-OURS = "LEADRE"
 READ_BY_THE_MODEL = ("pairs", "base", "tokens")
 
 

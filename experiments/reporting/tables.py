@@ -65,7 +65,7 @@ def _reading(content: Content) -> str:
     return (
         f"Means ± half the range over the training seeds {seeds}; {content['users']} {content['unit']} of "
         f"{content['data']['name']}. In per cent: the change from the first row. In brackets: the paper's numbers, of "
-        f"other data. {builds['built']} stages were built where rows that share nothing would have built "
+        f"other data. {builds['built']} distinct results stand behind it; rows that share nothing would have needed "
         f"{builds['asked']}."
     )
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from experiments.reporting import plots
 from experiments.reporting.plots import Curve, Curves
-from experiments.reporting.samples import OURS
 from experiments.reporting.views import kind_of
 from leadre.artifacts import ArtifactError, origins
 from leadre.report.curves import perplexity, read_curves
 from leadre.report.report import METRICS_FILE
+from leadre.report.table import OURS
 
 Logged = Sequence[tuple[str, float, Sequence[Mapping[str, float]]]]
 """Of each stage of a run its name, its steps, and what it logged."""
