@@ -10,7 +10,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from leadre.config import ConfigError, check, load_generate
+from leadre.command_line import check
+from leadre.config import ConfigError, load_generate
 
 
 @hydra.main(config_path="conf", config_name="generate", version_base="1.3")

@@ -12,7 +12,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from leadre.config import ConfigError, check, load
+from leadre.command_line import check
+from leadre.config import ConfigError, load
 
 
 @hydra.main(config_path="conf", config_name="run", version_base="1.3")

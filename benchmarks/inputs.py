@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
 from leadre import tables
 from leadre.catalog.sids import extra_codes, in_order
-from leadre.config import CONF, RunConfig, load
+from leadre.command_line import configured
+from leadre.config import RunConfig
 from leadre.data.ad_text import describe
 from leadre.data.gather import gather
 
@@ -130,6 +130,4 @@ def settings(*overrides: str) -> RunConfig:
 
     quiet_libraries()
     machine = ("compute.accelerator=cpu", "compute.threads=1", "compute.progress=false")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        run: RunConfig = load(compose("run", [*machine, *overrides]))
-    return run
+    return configured([*machine, *overrides])

@@ -185,13 +185,9 @@ def stage(setting: Setting) -> Iterator[Figure]:
 
 def settings() -> "MetricsConfig":
     """The metrics of ``conf/metrics/default.yaml``."""
-    from hydra import compose, initialize_config_dir
+    from leadre.command_line import configured
 
-    from leadre.config import CONF, RunConfig, load
-
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        run: RunConfig = load(compose("run", ["metrics=default"]))
-    return run.metrics
+    return configured(["metrics=default"]).metrics
 
 
 def random_cases(count: int, *, seed: int) -> Cases:

@@ -12,15 +12,15 @@ Hydra overrides of the main job; results are in the store, so a second call with
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
-from hydra import compose, initialize_config_dir
 
-from leadre import tables
+from leadre import command_line, tables
 from leadre.artifacts import Result, Store
-from leadre.config import CONF, ConfigError, RunConfig, check, load
+from leadre.config import ConfigError, RunConfig
 from leadre.pipeline import index_ads, learn_baselines
 from leadre.training.logs import read_metrics
 
@@ -37,10 +37,9 @@ def main(arguments: Sequence[str]) -> None:
     for name, learned in learn_baselines(run, store, indexed.world, indexed.catalog).items():
         told = {"valid": on_valid(learned)}
         if TEST in arguments:
-            told["test"] = on_test(indexed.world, learned)
-        steps = json.loads((learned.path / "budget.json").read_text())["steps"]
-        scores = "  ".join(f"{role} {' '.join(f'{k} {v:.4f}' for k, v in of.items())}" for role, of in told.items())
-        print(f"{name}  {scores}  {steps} steps, {learned.seconds:.0f} s, {learned.path}")
+            lists = tables.read(tables.LISTS, learned.path / "lists.parquet")
+            told["test"] = ranked(indexed.world, lists, TEST)
+        print(line(name, told, learned))
 
 
 def configured(overrides: Sequence[str]) -> RunConfig:
@@ -50,12 +49,9 @@ def configured(overrides: Sequence[str]) -> RunConfig:
         ConfigError: If an override is wrong, or a baseline is never validated.
     """
     given = [*OURS, *overrides]
-    check(given)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("run", given)
-        for name in composed.baselines.learned:
-            given += [f"baselines.learned.{name}.{setting}" for setting in _protocol(composed, name, overrides)]
-        run: RunConfig = load(compose("run", given))
+    command_line.check(given)
+    names = command_line.configured(given).baselines.learned
+    run = command_line.configured([*given, *_protocol(names, overrides)])
     for name, learned in run.baselines.learned.items():
         if not learned.validations:
             raise ConfigError(
@@ -64,10 +60,12 @@ def configured(overrides: Sequence[str]) -> RunConfig:
     return run
 
 
-def _protocol(composed: object, name: str, overrides: Sequence[str]) -> list[str]:
-    wanted = ("exclude_seen=true", "list_length=10", "valid_users=100000")
+def _protocol(names: Collection[str], overrides: Sequence[str]) -> list[str]:
+    """The published protocol, unless another is typed."""
+    wanted = {"exclude_seen": "true", "list_length": str(K), "valid_users": "100000"}
+    keys = [(f"baselines.learned.{name}.{setting}", value) for name in names for setting, value in wanted.items()]
     typed = {text.partition("=")[0] for text in overrides}
-    return [text for text in wanted if f"baselines.learned.{name}.{text.partition('=')[0]}" not in typed]
+    return [f"{key}={value}" for key, value in keys if key not in typed]
 
 
 def on_valid(learned: Result) -> Mapping[str, float]:
@@ -76,13 +74,23 @@ def on_valid(learned: Result) -> Mapping[str, float]:
     return {f"{name}@{K}": float(last[f"valid/{name.lower()}@{K}"]) for name in ("HR", "NDCG")}
 
 
-def on_test(world: Result, learned: Result) -> Mapping[str, float]:
-    """HR@10 and NDCG@10 over all users with a test target."""
-    lists = tables.read(tables.LISTS, learned.path / "lists.parquet").filter(pl.col("rank") <= K)
-    targets = tables.read(tables.SPLIT, world.path / "split.parquet").filter(pl.col("role") == "test")
-    hits = targets.join(lists, on=["user_id", "ad_id"], how="inner")["rank"]
-    gains = pl.select((1 / (hits + 1).log(2)).sum()).item() if len(hits) else 0.0
-    return {f"HR@{K}": len(hits) / targets.height, f"NDCG@{K}": gains / targets.height}
+def ranked(world: Result, lists: pl.DataFrame, role: str) -> Mapping[str, float]:
+    """HR and NDCG at 5 and 10 of lists (LISTS) over all users with a target of a role."""
+    targets = tables.read(tables.SPLIT, world.path / "split.parquet").filter(pl.col("role") == role)
+    rank = targets.join(lists, on=["user_id", "ad_id"], how="inner")["rank"].to_numpy()
+    scores = {}
+    for k in (5, K):
+        hits = rank[rank <= k]
+        scores[f"HR@{k}"] = len(hits) / targets.height
+        scores[f"NDCG@{k}"] = float((1 / np.log2(hits + 1)).sum()) / targets.height
+    return scores
+
+
+def line(name: str, told: Mapping[str, Mapping[str, float]], trained: Result) -> str:
+    """A system's scores by role, its steps (of a model tuned in stages those of the last), seconds and folder."""
+    steps = json.loads((trained.path / "budget.json").read_text())["steps"]
+    scores = "  ".join(f"{role} {' '.join(f'{k} {v:.4f}' for k, v in of.items())}" for role, of in told.items())
+    return f"{name}  {scores}  {steps} steps, {trained.seconds:.0f} s, {trained.path}"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from hydra import compose, initialize_config_dir
 
 from leadre.adworld.config import WorldConfig
 from leadre.adworld.simulate import World, simulate
@@ -23,7 +22,7 @@ from leadre.baselines.config import BaselinesConfig
 from leadre.baselines.features import Tables
 from leadre.baselines.popularity import own_history_lists, popular_lists, train_counts
 from leadre.baselines.recommend import linear_lists
-from leadre.config import CONF, check, load
+from leadre.command_line import check, configured
 from leadre.data.config import SyntheticData
 from leadre.data.split import histories, leave_one_out
 
@@ -49,8 +48,7 @@ def settings(overrides: list[str]) -> Settings:
         raise ValueError(f"{unread[0]} is no override: write key=value, such as data/world=small")
     given = ["data=synthetic", *overrides]
     check(given)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = load(compose("run", given))
+    config = configured(given)
     if not isinstance(config.data, SyntheticData):
         raise ValueError(f"data is {config.data.kind}, but headroom needs a simulated world: leave data out")
     return Settings(config.data.world, config.baselines)

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from leadre import pipeline
 from leadre.artifacts import Result, Store
-from leadre.config import CONF, ConfigError, RunConfig, check, load
+from leadre.command_line import check
+from leadre.config import CONF, ConfigError, RunConfig, load
 from leadre.report.table import OURS
 
 _GONE = "no such key"

@@ -30,7 +30,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from hydra import compose, initialize_config_dir
 
 from experiments.content import content_of
 from experiments.run import finish
@@ -53,7 +52,8 @@ from experiments.table3_lines import (
 )
 from leadre import tables
 from leadre.artifacts import ArtifactError, Result, Store
-from leadre.config import CONF, ConfigError, RunConfig, check, load
+from leadre.command_line import check, configured
+from leadre.config import CONF, ConfigError, RunConfig
 from leadre.data.ad_text import describe
 from leadre.data.fingerprint import fingerprint as fingerprint_data
 from leadre.data.gather import gather
@@ -199,8 +199,7 @@ def names_alone(world: Path, *, out: Path) -> None:
 @cache
 def config_of(*overrides: str) -> RunConfig:
     """The configuration of a row."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return load(compose("index", list(overrides)))
+    return configured(overrides, name="index")
 
 
 def world_of(asked: Choice, config: RunConfig, store: Store) -> Result:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from leadre.config import CONF, ConfigError, RunConfig, check, load, load_generate
+from leadre.command_line import check
+from leadre.config import CONF, ConfigError, RunConfig, load, load_generate
 
 ROOT = Path(__file__).parent.parent
 PARTS = {CONF / "baselines" / "learned"}

@@ -21,7 +21,8 @@ from leadre import job, objective
 from leadre.alignment import align
 from leadre.artifacts import Result
 from leadre.baselines import retriever, tiger
-from leadre.config import CONF, ConfigError, check
+from leadre.command_line import check
+from leadre.config import CONF, ConfigError
 from leadre.report.sweep import SweepTable
 from leadre.sft import tune
 from tests.test_pipeline import SMALLEST

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from leadre.config import check
+from leadre.command_line import check
 from tests.test_pipeline import FEW_PAIRS, SMALLEST
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +18,7 @@ SHELL = """
 import gc, json, os, runpy, sys
 
 import leadre.job  # all that an entry imports takes seconds: once for all commands, and each runs in a fork
-from leadre.config import check
+from leadre.command_line import check
 
 check([])  # Hydra finds its plugins
 gc.freeze()  # no fork walks through all that again, not even at its end

@@ -18,8 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from hydra import compose as compose_config
-from hydra import initialize_config_dir
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +26,8 @@ from safetensors import safe_open
 
 from leadre import pipeline, tables
 from leadre.artifacts import ArtifactError, Store
-from leadre.config import CONF, ConfigError, check, load
+from leadre.command_line import check, configured
+from leadre.config import ConfigError
 from leadre.job import quiet_libraries
 from leadre.lm.encode import encode_pairs
 from leadre.lm.fragments import Fragments
@@ -222,8 +221,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(str(error))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     quiet_libraries()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        run = load(compose_config("run", overrides))
+    run = configured(overrides)
     store = Store(Path(run.store.root))
     try:
         prepared = pipeline.prepare(run, store, pipeline.index_ads(run, store))

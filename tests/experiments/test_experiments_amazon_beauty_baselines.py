@@ -4,7 +4,7 @@ import math
 import polars as pl
 import pytest
 
-from experiments.amazon_beauty_baselines import configured, on_test, on_valid
+from experiments.amazon_beauty_baselines import configured, on_valid, ranked
 from leadre import tables
 from leadre.artifacts import Result
 from leadre.config import ConfigError
@@ -15,14 +15,26 @@ def _result(path):
     return Result("stage", "key", path, 1.0, reused=False)
 
 
-def test_test_scores_by_hand(tmp_path):
-    """One first, one third, one behind the cut, one missing: two hits of four."""
-    world, learned = _result(tmp_path / "world"), _result(tmp_path / "learned")
-    split = [(f"u{n}", "test", f"a{n}", 1) for n in range(4)] + [("u3", "train", "a9", 0)]
-    lists = [("u0", 1, "a0", 1.0), ("u1", 3, "a1", 0.5), ("u2", 11, "a2", 0.1), ("u3", 1, "a9", 1.0)]
+def test_scores_by_hand(tmp_path):
+    """One first, one third, one sixth, one behind the cut, one missing."""
+    world = _result(tmp_path / "world")
+    split = [(f"u{n}", "test", f"a{n}", 1) for n in range(5)] + [("u3", "train", "a9", 0)]
     tables.write(tables.SPLIT, pl.DataFrame(split, tables.SPLIT.schema, orient="row"), world.path / "split.parquet")
-    tables.write(tables.LISTS, pl.DataFrame(lists, tables.LISTS.schema, orient="row"), learned.path / "lists.parquet")
-    assert on_test(world, learned) == {"HR@10": 0.5, "NDCG@10": pytest.approx((1 + 1 / math.log2(4)) / 4)}
+    ranks = [
+        ("u0", 1, "a0", 1.0),
+        ("u1", 3, "a1", 0.5),
+        ("u2", 6, "a2", 0.1),
+        ("u3", 11, "a3", 0),
+        ("u3", 1, "a9", 1.0),
+    ]
+    lists = pl.DataFrame(ranks, tables.LISTS.schema, orient="row")
+    scores = ranked(world, lists, "test")
+    assert scores == {
+        "HR@5": 0.4,
+        "NDCG@5": pytest.approx((1 + 1 / 2) / 5),
+        "HR@10": 0.6,
+        "NDCG@10": pytest.approx((1 + 1 / 2 + 1 / math.log2(7)) / 5),
+    }
 
 
 def test_the_last_validation_counts(tmp_path):

@@ -16,7 +16,8 @@ from experiments.reporting.tables import grid_of, write_tables
 from experiments.run import run_study
 from experiments.study import Claim, Found, Row, Study, configured, run_rows, seeds_and_overrides, settings_of
 from leadre.artifacts import Store
-from leadre.config import ConfigError, check
+from leadre.command_line import check
+from leadre.config import ConfigError
 
 VERSION = 1
 STUDY = Study(

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from leadre.config import CONF, ConfigError, check, load
+from leadre.command_line import check
+from leadre.config import CONF, ConfigError, load
 from leadre.training import logs
 from leadre.training.config import WandbLogs
 from leadre.training.logs import FileLogger, Unfailing, log_scores, read_metrics, wandb_run
