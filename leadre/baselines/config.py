@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from leadre.settings import settings
 from leadre.training.config import check_rates
@@ -57,11 +57,6 @@ class TwoTowerConfig:
     exclude_seen: bool
     seed: Seed
 
-    @model_validator(mode="after")
-    def _the_rate_falls(self) -> Self:
-        check_rates(self.learning_rate, self.min_learning_rate)
-        return self
-
 
 @settings
 class SasrecConfig:
@@ -92,11 +87,6 @@ class SasrecConfig:
             raise ValueError(f"width is {self.width}, but {self.heads} heads share it: give a multiple of heads")
         return self
 
-    @model_validator(mode="after")
-    def _the_rate_falls(self) -> Self:
-        check_rates(self.learning_rate, self.min_learning_rate)
-        return self
-
 
 @settings
 class TigerConfig:
@@ -125,13 +115,15 @@ class TigerConfig:
     exclude_seen: bool
     seed: Seed
 
-    @model_validator(mode="after")
-    def _the_rate_falls(self) -> Self:
-        check_rates(self.learning_rate, self.min_learning_rate)
-        return self
+
+def _the_rate_falls(learned: "LearnedConfig") -> "LearnedConfig":
+    check_rates(learned.learning_rate, learned.min_learning_rate)
+    return learned
 
 
-LearnedConfig = Annotated[TwoTowerConfig | SasrecConfig | TigerConfig, Field(discriminator="kind")]
+LearnedConfig = Annotated[
+    TwoTowerConfig | SasrecConfig | TigerConfig, Field(discriminator="kind"), AfterValidator(_the_rate_falls)
+]
 
 
 @settings

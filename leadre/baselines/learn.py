@@ -3,14 +3,18 @@
 from pathlib import Path
 from typing import assert_never
 
+import torch
+
 from leadre import tables
 from leadre.baselines.config import LearnedConfig, SasrecConfig, TigerConfig, TwoTowerConfig
-from leadre.baselines.sasrec import learn_sasrec
-from leadre.baselines.tiger import learn_tiger
-from leadre.baselines.two_tower import learn_two_tower
+from leadre.baselines.past import Known, read_known
+from leadre.baselines.retriever import Learner, train_and_list
+from leadre.baselines.sasrec import prepare_sasrec
+from leadre.baselines.tiger import prepare_tiger
+from leadre.baselines.two_tower import prepare_two_tower
 from leadre.training.config import ComputeConfig, LoggerConfig
 
-VERSION = 2
+VERSION = 3
 
 
 def learn(
@@ -24,13 +28,20 @@ def learn(
     Raises:
         ValueError: If no train target is an ad of the catalog, or the training diverges.
     """
+    learner = prepare(config, read_known(world, catalog), catalog)
+    lists = train_and_list(config, learner, out=out, compute=compute, logger=logger)
+    tables.write(tables.LISTS, lists, out / "lists.parquet")
+
+
+def prepare(config: LearnedConfig, known: Known, catalog: Path) -> Learner:
+    """The untrained network of a baseline, with its first weights, and what it is trained on."""
+    torch.manual_seed(config.seed)
     match config:
         case TwoTowerConfig():
-            lists = learn_two_tower(config, world, catalog, out=out, compute=compute, logger=logger)
+            return prepare_two_tower(config, known)
         case SasrecConfig():
-            lists = learn_sasrec(config, world, catalog, out=out, compute=compute, logger=logger)
+            return prepare_sasrec(config, known)
         case TigerConfig():
-            lists = learn_tiger(config, world, catalog, out=out, compute=compute, logger=logger)
+            return prepare_tiger(config, known, catalog)
         case _:
             assert_never(config)
-    tables.write(tables.LISTS, lists, out / "lists.parquet")

@@ -1,4 +1,4 @@
-"""What users did before their targets, as numbers: columns of ads, sorted by ad_id."""
+"""What users did before their targets, as numbers: columns of ads."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ Ints = NDArray[np.int64]
 
 
 class Known(NamedTuple):
-    """A world, its split, and the N ads of the catalog, sorted."""
+    """A world, its split, and the N ads of the catalog, sorted unless a network has an order of its own."""
 
     tables: Tables
     split: pl.DataFrame
@@ -46,8 +46,10 @@ class Ragged(NamedTuple):
     values: Ints
     offsets: Ints
 
-    def latest(self, rows: Ints, *, most: int) -> Ints:
+    def latest(self, rows: Ints, *, most: int | Ints) -> Ints:
         """The last ``most`` numbers of some rows, ``(B, W)``, the oldest first; `NONE` fills up behind.
+
+        ``most`` is one number for all rows, or ``(B,)`` one for each.
 
         Example:
             >>> Ragged(np.array([5, 6, 7, 8]), np.array([0, 3, 4])).latest(np.array([0, 1]), most=2).tolist()

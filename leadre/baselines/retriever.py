@@ -1,43 +1,68 @@
-"""What the two-tower model and SASRec share: training, validation by exact rankings of all ads, and lists."""
+"""What the learned baselines share: training, validation on one sample of users, and lists."""
 
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from leadre.baselines.config import SasrecConfig, TwoTowerConfig
-from leadre.baselines.lists import CHUNK, ranked_in_chunks
+from leadre.baselines.config import LearnedConfig
+from leadre.baselines.lists import CHUNK, frame
 from leadre.baselines.past import Ints, Known, Ragged, nothing, past
+from leadre.baselines.ranking import Rank, exact
 from leadre.metrics.retrieval import Retrieval
 from leadre.training.batches import Batches
 from leadre.training.config import ComputeConfig, LoggerConfig
+from leadre.training.device import set_up_device
 from leadre.training.fit import fit
 from leadre.training.optimizer import adamw
 
 KS = (1, 4, 8, 10)
 """Cut-offs of the logged ``valid/hr@k`` and ``valid/ndcg@k``."""
-VALID_BATCH = 512
 log = logging.getLogger(__name__)
 
-Inputs = Callable[[pl.DataFrame], Callable[[Ints], Any]]
-"""Of targets (``user_id``, ``time``): of some of their rows, what a network's ``scores`` takes."""
+
+class Learner(NamedTuple):
+    """What is trained, on what, and how it is asked.
+
+    Attributes:
+        network: Has ``loss(batch)``, the part's share of the step's mean loss.
+        batches: Of the whole training.
+        known: Its ads are in the order of the network's columns.
+        inputs: Of targets (``user_id``, ``time``): of some of their rows, what the network reads to rank ads.
+        rank: How lists are made; by default all ads are ranked by the network's ``scores``.
+        users_at_once: How many users are ranked at once.
+        ks: Cut-offs of the validation, ascending.
+        gradient_clip: The largest gradient norm.
+    """
+
+    network: nn.Module
+    batches: Batches
+    known: Known
+    inputs: Callable[[pl.DataFrame], Callable[[Ints], Any]]
+    rank: Rank = exact
+    users_at_once: int = CHUNK
+    ks: Sequence[int] = KS
+    gradient_clip: float | None = None
 
 
 class Retriever(LightningModule):
     """Trains a network whose batches know the step they are part of, so that no split over ranks changes it.
 
     Args:
-        network: Has ``loss(batch)``, the part's share of the step's mean loss, and ``scores(inputs)``, ``(B, N)``.
+        network: Has ``loss(batch)``, the part's share of the step's mean loss.
+        rank: How its lists are made.
+        ks: Cut-offs of the logged ``valid/hr@k`` and ``valid/ndcg@k``, ascending.
         learning_rate: Highest rate of AdamW, reached after the warm-up.
         min_learning_rate: Where the cosine ends.
         warmup_share: Share of the steps in which the rate rises.
@@ -48,6 +73,8 @@ class Retriever(LightningModule):
         self,
         network: nn.Module,
         *,
+        rank: Rank,
+        ks: Sequence[int],
         learning_rate: float,
         min_learning_rate: float,
         warmup_share: float,
@@ -55,6 +82,7 @@ class Retriever(LightningModule):
     ) -> None:
         super().__init__()
         self.network: Any = network
+        self.rank = partial(rank, size=ks[-1])
         self.optimizer_of = partial(
             adamw,
             learning_rate=learning_rate,
@@ -62,7 +90,7 @@ class Retriever(LightningModule):
             warmup_share=warmup_share,
             weight_decay=weight_decay,
         )
-        self.retrieval = Retrieval(ks=KS)
+        self.retrieval = Retrieval(ks=ks)
 
     def training_step(self, batch: Any) -> Tensor:  # noqa: ANN401  # each network has batches of its own
         """The batch's share of the step's mean loss."""
@@ -71,12 +99,9 @@ class Retriever(LightningModule):
         return loss * self.trainer.world_size  # Lightning takes the mean over the ranks; the share wants the sum
 
     def validation_step(self, batch: tuple[Any, Tensor, Tensor]) -> None:
-        """Rank all ads: ``scores``' inputs, ``(2, S)`` rows and ads that are left out, and the ``(B,)`` true ads."""
-        inputs, seen, targets = batch
-        scores = self.network.scores(inputs)
-        scores[seen[0], seen[1]] = -torch.inf
-        best = scores.topk(min(KS[-1], scores.shape[1]))
-        self.retrieval.update(best.indices.masked_fill(best.values.isneginf(), -1), targets)
+        """Make lists for some users: see `Rank` for their inputs and what is left out, then their ``(B,)`` true ads."""
+        inputs, left_out, targets = batch
+        self.retrieval.update(self.rank(self.network, inputs, left_out).ads, targets)
 
     def on_validation_epoch_end(self) -> None:
         """Log HR@K and NDCG@K over all validation targets."""
@@ -89,92 +114,76 @@ class Retriever(LightningModule):
 
 
 def train_and_list(
-    config: TwoTowerConfig | SasrecConfig,
-    network: nn.Module,
-    batches: Batches,
-    known: Known,
-    inputs: Inputs,
-    *,
-    out: Path,
-    compute: ComputeConfig,
-    logger: LoggerConfig,
+    config: LearnedConfig, learner: Learner, *, out: Path, compute: ComputeConfig, logger: LoggerConfig
 ) -> pl.DataFrame:
-    """Train the network, validating as it learns, and rank all ads for the test users (LISTS).
+    """Train the network, validating as it learns, and make lists for the test users (LISTS).
 
     ``budget.json`` tells the steps, and the rows of all batches.
     """
-    valid = _valid_batches(config, known, inputs)
+    plan = learner.batches.plan
+    valid = list(_asked(learner, _valid_targets(config, learner.known), exclude_seen=config.exclude_seen))
     fit(
         Retriever(
-            network,
+            learner.network,
+            rank=learner.rank,
+            ks=learner.ks,
             learning_rate=config.learning_rate,
             min_learning_rate=config.min_learning_rate,
             warmup_share=config.warmup_share,
             weight_decay=config.weight_decay,
         ),
-        batches,
+        learner.batches,
         out=out,
         compute=compute,
         logger=logger,
         name=f"baseline.{config.kind}",
         valid=valid or None,
-        valid_every_steps=math.ceil(len(batches.plan) / config.validations) if valid else None,
+        valid_every_steps=math.ceil(len(plan) / config.validations) if valid else None,
+        gradient_clip=learner.gradient_clip,
         seed=config.seed,
     )
-    (out / "budget.json").write_text(json.dumps({"steps": len(batches.plan), "rows": sum(map(len, batches.plan))}))
-    test = known.targets("test")
-    log.info("baseline %s: %s steps, lists of %s users", config.kind, len(batches.plan), test.height)
-    return _lists(network, known, test, inputs(test), size=config.list_length, exclude_seen=config.exclude_seen)
+    (out / "budget.json").write_text(json.dumps({"steps": len(plan), "rows": sum(map(len, plan))}))
+    lists = _lists(learner, size=config.list_length, exclude_seen=config.exclude_seen, device=set_up_device(compute))
+    log.info("baseline %s: %s steps, lists of %s users", config.kind, len(plan), lists["user_id"].n_unique())
+    return lists
 
 
-def _valid_batches(
-    config: TwoTowerConfig | SasrecConfig, known: Known, inputs: Inputs
-) -> list[tuple[Any, Tensor, Tensor]]:
-    """A fixed random sample of the valid targets."""
+def _valid_targets(config: LearnedConfig, known: Known) -> pl.DataFrame:
+    """The first ``valid_users`` of an order that every baseline of a seed shares; none without validations."""
     targets = known.targets("valid")
-    if not config.validations or targets.is_empty():
-        return []
     chosen = np.random.default_rng(config.seed).permutation(targets.height)[: config.valid_users]
-    targets = targets[np.sort(chosen)]
-    inputs_of, seen = inputs(targets), _seen(known, targets, exclude_seen=config.exclude_seen)
-    columns = torch.from_numpy(targets["column"].to_numpy(writable=True))
-    parts = [np.arange(i, min(i + VALID_BATCH, targets.height)) for i in range(0, targets.height, VALID_BATCH)]
-    return [(inputs_of(part), _pairs(seen, part), columns[part]) for part in parts]
+    return targets[np.sort(chosen)] if config.validations else targets.clear()
 
 
 @torch.no_grad()
-def _lists(
-    network: nn.Module,
-    known: Known,
-    targets: pl.DataFrame,
-    inputs_of: Callable[[Ints], Any],
-    *,
-    size: int,
-    exclude_seen: bool,
-) -> pl.DataFrame:
-    """The exact best ads of each target's user (LISTS), ties by ad_id; fewer where all others were seen."""
-    network.eval().cpu()
-    seen = _seen(known, targets, exclude_seen=exclude_seen)
-
-    def scores(start: int, stop: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        rows = np.arange(start, stop)
-        found: Tensor = network.scores(inputs_of(rows)).double()  # type: ignore[operator]  # a Module may have any
-        left_out = _pairs(seen, rows)
-        found[left_out[0], left_out[1]] = -torch.inf
-        return found.numpy()
-
-    lists = ranked_in_chunks(targets["user_id"].to_list(), known.ads, scores, size=size, chunk=CHUNK)
-    return lists.filter(pl.col("score").is_finite())
+def _lists(learner: Learner, *, size: int, exclude_seen: bool, device: torch.device) -> pl.DataFrame:
+    """The best ads of the users with a test target (LISTS), in the order of the users; fewer where others were seen."""
+    network, targets = learner.network.to(device).eval(), learner.known.targets("test")
+    users, names = (np.array(list(ids), dtype=object) for ids in (targets["user_id"], learner.known.ads))
+    parts, done = [frame(users[:0], np.zeros(0, np.int64), names[:0], np.zeros(0))], 0
+    for batch in _asked(learner, targets, exclude_seen=exclude_seen):
+        inputs, left_out, columns = move_data_to_device(batch, device)
+        found = learner.rank(network, inputs, left_out, size=size)
+        ads, scores = found.ads.cpu().numpy(), found.scores.cpu().numpy()
+        user, place = np.nonzero(ads >= 0)
+        parts.append(frame(users[done + user], place + 1, names[ads[user, place]], scores[user, place]))
+        done += len(columns)
+    return pl.concat(parts)
 
 
-def _seen(known: Known, targets: pl.DataFrame, *, exclude_seen: bool) -> Ragged:
+def _asked(learner: Learner, targets: pl.DataFrame, *, exclude_seen: bool) -> Iterator[tuple[Any, Tensor, Tensor]]:
+    """The targets' users in batches: inputs and what is left out, see `Rank`, and the columns of the true ads."""
+    inputs_of, seen = learner.inputs(targets), nothing(targets.height)
     if exclude_seen:
-        return past(known.tables.behaviors, targets, known.ads, domain="ad")
-    return nothing(targets.height)
+        seen = past(learner.known.tables.behaviors, targets, learner.known.ads, domain="ad")
+    columns = torch.from_numpy(targets["column"].to_numpy(writable=True))
+    for start in range(0, targets.height, learner.users_at_once):
+        rows = np.arange(start, min(start + learner.users_at_once, targets.height))
+        yield inputs_of(rows), _pairs(seen, rows), columns[rows]
 
 
 def _pairs(seen: Ragged, rows: Ints) -> Tensor:
-    """``(2, S)``: place in ``rows``, and column of the ad."""
+    """``(2, X)``: place in ``rows``, and column of the ad."""
     counts = seen.offsets[rows + 1] - seen.offsets[rows]
     columns = [seen.values[seen.offsets[row] : seen.offsets[row + 1]] for row in rows]
     return torch.from_numpy(np.stack([np.repeat(np.arange(len(rows)), counts), np.concatenate([*columns, rows[:0]])]))

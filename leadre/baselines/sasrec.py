@@ -7,7 +7,6 @@ target and a user without history are ranked too; the original leaves them out.
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leadre.baselines.config import SasrecConfig
-from leadre.baselines.past import NONE, Ints, past, read_known
-from leadre.baselines.retriever import train_and_list
+from leadre.baselines.past import NONE, Ints, Known, past
+from leadre.baselines.retriever import Learner
 from leadre.baselines.softmax import cross_entropy_over_all
 from leadre.training.batches import Batches, bucketed_plan
-from leadre.training.config import ComputeConfig, LoggerConfig
 
 
 class Sequences(NamedTuple):
@@ -114,19 +112,11 @@ class Sasrec(nn.Module):
         return scores
 
 
-def learn_sasrec(
-    config: SasrecConfig, world: Path, catalog: Path, *, out: Path, compute: ComputeConfig, logger: LoggerConfig
-) -> pl.DataFrame:
-    """Train SASRec and rank all ads for the test users (LISTS).
-
-    Raises:
-        ValueError: If no train target is an ad of the catalog, or the training diverges.
-    """
-    known = read_known(world, catalog)
+def prepare_sasrec(config: SasrecConfig, known: Known) -> Learner:
+    """SASRec, and the sequences that it learns from."""
     sequences = sequences_of(known.targets("train"), max_ads=config.max_ads)
     lengths, sizes = (np.diff(spans, axis=1)[:, 0] for spans in (sequences.ads, sequences.targets))
     plan = bucketed_plan(lengths, sizes, batch_size=config.batch_size, epochs=config.epochs, seed=config.seed)
-    torch.manual_seed(config.seed)
     network = Sasrec(
         len(known.ads),
         max_ads=config.max_ads,
@@ -142,7 +132,7 @@ def learn_sasrec(
         return lambda rows: torch.from_numpy(before.latest(rows, most=config.max_ads))
 
     batches = Batches(plan, lambda part, whole: collate(sequences, part, whole))
-    return train_and_list(config, network, batches, known, inputs, out=out, compute=compute, logger=logger)
+    return Learner(network, batches, known, inputs)
 
 
 def sequences_of(targets: pl.DataFrame, *, max_ads: int) -> Sequences:

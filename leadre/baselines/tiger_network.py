@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.t5.modeling_t5 import T5Attention
 
+from leadre.baselines.tiger_readings import Batch
 from leadre.catalog.trie import Trie, children
 
 
@@ -106,8 +107,8 @@ class Tiger(nn.Module):
 
         Args:
             users: ``(B,)`` which of the users' tokens begins each reading.
-            ads: ``(B, A)`` catalog rows of the ads, oldest first. What pads a short reading on the right is seen by no
-                ad before it.
+            ads: ``(B, A)`` catalog rows of the ads, oldest first. What pads a short reading on the right, be it -1, is
+                seen by no ad before it.
         """
         tokens = torch.cat([self.user_offset + users[:, None], self.sids_of(ads).flatten(1)], 1)
         ad = self._ad_of_token(ads.shape[1], tokens.device)
@@ -187,6 +188,11 @@ class Tiger(nn.Module):
             told = told + self.logprobs(states[:, level], level, above).gather(1, code[:, None])[:, 0]
             above = below
         return told.view_as(targets)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Negative log-likelihood of the targets' S-IDs, summed over the part's targets, by the step's."""
+        told: Tensor = self(batch.users, batch.ads, batch.seen, batch.targets)
+        return -(batch.weights * told).sum() / batch.total
 
     def new_cache(self) -> EncoderDecoderCache:
         """An empty cache for `write`."""

@@ -5,39 +5,43 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from leadre.baselines.past import NONE
+from leadre.baselines.ranking import Ranked
 from leadre.baselines.tiger_network import Tiger, leaves
 from leadre.catalog.trie import Children, children
 
 
-class Lists(NamedTuple):
-    """The best ads of B users, best first.
+class Inputs(NamedTuple):
+    """What is known of B users.
 
     Attributes:
-        rows: ``(B, W)`` catalog rows; -1 where there is no further ad.
-        scores: ``(B, W)`` log-probabilities; minus infinity there.
+        users: ``(B,)`` tokens.
+        ads: ``(B, A)`` catalog rows of the latest ads, oldest first, -1 behind the last.
     """
 
-    rows: Tensor
-    scores: Tensor
+    users: Tensor
+    ads: Tensor
 
 
 @torch.no_grad()
-def search(network: Tiger, users: Tensor, ads: Tensor, seen: Tensor, spent: Tensor, *, beam_width: int) -> Lists:
-    """Write the ``beam_width`` most probable ads of each user.
+def search(network: Tiger, inputs: Inputs, left_out: Tensor, *, size: int, beam_width: int) -> Ranked:
+    """Write the most probable ads of each user; their scores are log-probabilities (see `Rank`).
 
     The reading is read once. Every level keeps the best beams; the decoder's cache of their codes follows them.
 
     Args:
         network: In evaluation mode.
-        users: ``(B,)`` the users' tokens.
-        ads: ``(B, A)`` catalog rows of the ads that they clicked, oldest first, padded on the right.
-        seen: ``(B,)`` the number of these ads.
-        spent: ``(X,)`` ascending ``user * N + catalog row`` of ads that a user, from 0 in this batch, is not to get. A
-            beam never goes where all ads are spent.
+        inputs: Of B users.
+        left_out: ``(2, X)`` users and the catalog rows that they are not to get. A beam never goes where all ads are
+            left out.
+        size: Length of a list, at most the width of the beam.
         beam_width: Beams kept at every level.
     """
+    users, ads = inputs
+    spent = torch.unique(left_out[0] * len(network.nodes) + left_out[1])  # sorted
+    seen = (ads != NONE).sum(1, keepdim=True)
     states, cache, trie = network.read(users, ads), network.new_cache(), network.trie
-    view = network.view(seen[:, None], ads.shape[1])  # (B, H, 1, S)
+    view = network.view(seen, ads.shape[1])  # (B, H, 1, S)
     tokens = torch.full_like(users[:, None, None], network.start_token)  # (B, W, 1)
     nodes = torch.zeros_like(users[:, None])  # (B, W) of the level above; first the root
     scores = nodes.float()
@@ -50,14 +54,22 @@ def search(network: Tiger, users: Tensor, ads: Tensor, seen: Tensor, spent: Tens
         tokens = network.tokens_of(level, nodes)[..., None]
         above = torch.arange(len(users), device=users.device)[:, None] * width + beam
         cache.self_attention_cache.reorder_cache(cast(torch.LongTensor, above.flatten()))
-    missing = beam_width - nodes.shape[1]
-    return Lists(
+    nodes, scores = nodes[:, :size], scores[:, :size]
+    missing = size - nodes.shape[1]
+    return Ranked(
         nn.functional.pad(nodes, (0, missing), value=-1), nn.functional.pad(scores, (0, missing), value=-torch.inf)
     )
 
 
 def _unspent(found: Children, ends: Tensor, spent: Tensor, width: int) -> Children:
-    """The children below which a user has an ad left; ``width`` beams a user stand in ``found.parent``."""
+    """The children below which a user has an ad left.
+
+    Args:
+        found: ``width`` beams a user stand in ``parent``.
+        ends: The `leaves` of the level.
+        spent: ``(X,)`` ascending ``user * N + catalog row`` of what is left out.
+        width: Beams a user.
+    """
     if not len(spent):
         return found
     first, last = ends[found.node], ends[found.node + 1]

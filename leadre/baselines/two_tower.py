@@ -5,7 +5,6 @@ id, category and SPU; each name has one embedding, and an item is the sum of its
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +15,9 @@ from torch.nn import functional
 
 from leadre.baselines.config import TwoTowerConfig
 from leadre.baselines.names import NO_NAME, Names, name_all, places
-from leadre.baselines.past import NONE, Ints, Known, nothing, past, read_known
-from leadre.baselines.retriever import train_and_list
+from leadre.baselines.past import NONE, Ints, Known, nothing, past
+from leadre.baselines.retriever import Learner
 from leadre.training.batches import Batches, shuffled_plan
-from leadre.training.config import ComputeConfig, LoggerConfig
 
 
 class Inputs(NamedTuple):
@@ -154,19 +152,11 @@ def in_batch_softmax(logits: Tensor, log_q: Tensor, places: Tensor) -> Tensor:
     return functional.cross_entropy(logits - log_q, places, reduction="sum")
 
 
-def learn_two_tower(
-    config: TwoTowerConfig, world: Path, catalog: Path, *, out: Path, compute: ComputeConfig, logger: LoggerConfig
-) -> pl.DataFrame:
-    """Train the two towers and rank all ads for the test users (LISTS).
-
-    Raises:
-        ValueError: If no train target is an ad of the catalog, or the training diverges.
-    """
-    known = read_known(world, catalog)
+def prepare_two_tower(config: TwoTowerConfig, known: Known) -> Learner:
+    """The two towers, and the train targets that they learn from."""
     names, train = name_all(known.tables, known.ads), known.targets("train")
     columns = train["column"].to_numpy(writable=True)
     counts = np.bincount(columns, minlength=len(known.ads))
-    torch.manual_seed(config.seed)
     network = TwoTower(
         torch.from_numpy(names.ads),
         torch.from_numpy(names.contents),
@@ -191,9 +181,7 @@ def learn_two_tower(
         own = order[np.searchsorted(whole, part, sorter=order)]
         return Batch(of_train(part), torch.from_numpy(own), torch.from_numpy(columns[whole]))
 
-    return train_and_list(
-        config, network, Batches(plan, collate), known, inputs, out=out, compute=compute, logger=logger
-    )
+    return Learner(network, Batches(plan, collate), known, inputs)
 
 
 def inputs_of(config: TwoTowerConfig, known: Known, names: Names, targets: pl.DataFrame) -> Callable[[Ints], Inputs]:

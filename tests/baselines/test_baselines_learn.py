@@ -9,9 +9,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from leadre import tables
 from leadre.artifacts import Result, Store, origins
-from leadre.baselines.config import BaselinesConfig, LinearConfig, SasrecConfig, TwoTowerConfig
-from leadre.baselines.learn import learn
+from leadre.baselines.config import (
+    BaselinesConfig,
+    LearnedConfig,
+    LinearConfig,
+    SasrecConfig,
+    TigerConfig,
+    TwoTowerConfig,
+)
+from leadre.baselines.learn import learn, prepare
+from leadre.baselines.past import read_known
 from leadre.baselines.recommend import recommend
+from leadre.baselines.retriever import train_and_list
 from leadre.config import CONF, load
 from leadre.data.split import leave_one_out
 from leadre.pipeline import learn_baselines
@@ -60,7 +69,37 @@ SASREC = SasrecConfig(
     exclude_seen=False,
     seed=0,
 )
-BOTH = pytest.mark.parametrize("config", [TWO_TOWER, SASREC], ids=["two_tower", "sasrec"])
+TIGER = TigerConfig(
+    kind="tiger",
+    width=16,
+    heads=2,
+    head_width=8,
+    inner=32,
+    encoder_layers=1,
+    decoder_layers=1,
+    dropout=0.0,
+    max_ads=2,  # no list reads more than its training did
+    user_tokens=0,
+    learning_rate=0.02,
+    min_learning_rate=0.002,
+    warmup_share=0.1,
+    weight_decay=0.0,
+    batch_size=32,
+    steps=60,
+    beam_width=8,
+    list_length=5,
+    validations=2,
+    valid_users=20,
+    exclude_seen=False,
+    seed=0,
+)
+CONFIGS = (TWO_TOWER, SASREC, TIGER)
+ALL = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.kind)
+
+
+def _short(config, **changes):
+    """A training of a few steps."""
+    return replace(config, **({"steps": 4} if config.kind == "tiger" else {"epochs": 2}), **changes)
 
 
 def _frame(table, rows):
@@ -101,6 +140,7 @@ def run(tmp_path, compute, logger):
             tables.write(getattr(tables, part.upper()), world[part], folder / "world" / f"{part}.parquet")
         sids = _frame(tables.SIDS, [(ad, [n], f"<a_{n}>") for n, ad in enumerate(world["catalog"])])
         tables.write(tables.SIDS, sids, folder / "catalog" / "sids.parquet")
+        (folder / "catalog" / "tokens.json").write_text(json.dumps({"levels": [len(world["catalog"])]}))
         learn(config, folder / "world", folder / "catalog", out=folder / "out", compute=compute, logger=logger)
         return folder
 
@@ -111,7 +151,7 @@ def _lists(folder):
     return tables.read(tables.LISTS, folder / "out" / "lists.parquet")
 
 
-@BOTH
+@ALL
 def test_it_learns_what_comes_next_and_tells_of_its_training(run, world, config):
     folder = run(config, world)
     lists = _lists(folder)
@@ -124,21 +164,48 @@ def test_it_learns_what_comes_next_and_tells_of_its_training(run, world, config)
     valid = [row for row in read_metrics(folder / "out" / "metrics.jsonl") if "valid/hr@1" in row]
     assert len(valid) == 2
     assert valid[-1]["valid/hr@1"] >= 0.9
-    assert json.loads((folder / "out" / "budget.json").read_text())["steps"] > 10
+    budget = json.loads((folder / "out" / "budget.json").read_text())
+    assert budget.keys() == {"steps", "rows"}
+    assert budget["rows"] > budget["steps"] > 10
 
 
-@BOTH
-def test_one_seed_gives_one_result_whatever_the_order_of_the_catalog(run, world, config):
-    config = replace(config, epochs=2)
-    first = _lists(run(config, world, "1"))
-    assert first.equals(_lists(run(config, {**world, "catalog": world["catalog"][::-1]}, "2")))
-    assert not first.equals(_lists(run(replace(config, seed=1), world, "3")))
+def test_all_are_validated_on_the_same_users(run, world, compute, logger, tmp_path):
+    folder = run(_short(SASREC), world)
+    known = read_known(folder / "world", folder / "catalog")
+
+    def validated(config):
+        asked = []
+        learner = prepare(config, known, folder / "catalog")
+        spied = learner._replace(inputs=lambda targets: asked.append(targets) or learner.inputs(targets))
+        out = tmp_path / f"{config.kind}_{config.seed}"
+        out.mkdir()
+        train_and_list(config, spied, out=out, compute=compute, logger=logger)
+        valid, test = asked
+        assert test["user_id"].n_unique() == NUM_USERS
+        return valid["user_id"].to_list()
+
+    drawn = {seed: [validated(_short(config, seed=seed, valid_users=9)) for config in CONFIGS] for seed in (0, 1)}
+    assert all(users == drawn[seed][0] for seed in drawn for users in drawn[seed])
+    assert drawn[0][0] != drawn[1][0]
+    assert [len(set(drawn[seed][0])) for seed in drawn] == [9, 9]
 
 
-@BOTH
+@ALL
+def test_one_seed_gives_one_result_and_another_seed_another(run, world, config):
+    first = _lists(run(_short(config), world, "1"))
+    assert first.equals(_lists(run(_short(config), world, "2")))
+    assert not first.equals(_lists(run(_short(config, seed=1), world, "3")))
+
+
+@pytest.mark.parametrize("config", [TWO_TOWER, SASREC], ids=lambda config: config.kind)
+def test_without_s_ids_the_order_of_the_catalog_changes_no_list(run, world, config):
+    other = {**world, "catalog": world["catalog"][::-1]}
+    assert _lists(run(_short(config), world, "1")).equals(_lists(run(_short(config), other, "2")))
+
+
+@ALL
 def test_what_happens_at_or_after_the_test_target_changes_no_list(run, world, config):
-    config = replace(config, epochs=2)
-    first = _lists(run(config, world, "1"))
+    first = _lists(run(_short(config), world, "1"))
     times = world["split"].filter(pl.col("role") == "test").select("user_id", "time")
     later = [
         times.select("user_id", item_id=pl.lit(item), domain=pl.lit(domain), action=pl.lit("click"), time="time")
@@ -149,21 +216,20 @@ def test_what_happens_at_or_after_the_test_target_changes_no_list(run, world, co
         "behaviors": pl.concat([world["behaviors"].join(times, on=["user_id", "time"], how="anti"), *later]),
         "split": world["split"].with_columns(ad_id=other),
     }
-    assert first.equals(_lists(run(config, {**world, **changed}, "2")))
+    assert first.equals(_lists(run(_short(config), {**world, **changed}, "2")))
 
 
-@BOTH
+@ALL
 def test_the_ads_of_valid_targets_change_no_list(run, world, config):
-    config = replace(config, epochs=2)
     other = pl.when(pl.col("role") == "valid").then(pl.lit("a3")).otherwise(pl.col("ad_id"))
     changed = world["split"].with_columns(ad_id=other)
     assert not changed.equals(world["split"])
-    assert _lists(run(config, world, "1")).equals(_lists(run(config, {**world, "split": changed}, "2")))
+    assert _lists(run(_short(config), world, "1")).equals(_lists(run(_short(config), {**world, "split": changed}, "2")))
 
 
-@BOTH
+@ALL
 def test_ads_of_the_history_leave_the_lists_where_that_is_asked_for(run, world, config):
-    lists = _lists(run(replace(config, epochs=1, exclude_seen=True), world))
+    lists = _lists(run(_short(config, exclude_seen=True), world))
     test = world["split"].filter(pl.col("role") == "test").select("user_id", now="time")
     seen = (
         world["behaviors"]
@@ -181,26 +247,33 @@ def test_without_content_behaviors_no_content_is_read(run, world):
     assert _lists(run(config, world, "1")).equals(_lists(run(config, {**world, "behaviors": without}, "2")))
 
 
-@BOTH
+@ALL
 def test_ads_outside_the_catalog_and_users_without_history_are_borne(run, world, config):
     behaviors = world["behaviors"].filter(
         ~((pl.col("user_id") == "u00") & (pl.col("time") < 600))  # nothing before its test target
     )
-    lists = _lists(
-        run(replace(config, epochs=1), {**world, "behaviors": behaviors, "catalog": ["a1", "a0", "a5", "a7"]})
-    )
+    lists = _lists(run(_short(config), {**world, "behaviors": behaviors, "catalog": ["a1", "a0", "a5", "a7"]}))
     assert set(lists["ad_id"]) == {"a0", "a1", "a5", "a7"}
     assert lists["user_id"].n_unique() == NUM_USERS
 
 
-@BOTH
-def test_without_valid_targets_it_learns_without_looking(run, world, config):
+@ALL
+def test_without_valid_targets_or_validations_it_learns_without_looking(run, world, config):
     split = world["split"].filter(pl.col("role") != "valid")
-    folder = run(replace(config, epochs=1), {**world, "split": split})
-    assert not [row for row in read_metrics(folder / "out" / "metrics.jsonl") if "valid/hr@1" in row]
+    never = replace(_short(config), validations=0)
+    for name, folder in [("1", run(_short(config), {**world, "split": split}, "1")), ("2", run(never, world, "2"))]:
+        rows = read_metrics(folder / "out" / "metrics.jsonl")
+        assert any("train/loss" in row for row in rows), name
+        assert not any("valid/hr@1" in row for row in rows), name
 
 
-@BOTH
+@ALL
+def test_without_test_targets_the_lists_are_empty(run, world, config):
+    split = world["split"].filter(pl.col("role") != "test")
+    assert _lists(run(_short(config), {**world, "split": split})).is_empty()
+
+
+@ALL
 def test_a_catalog_without_any_train_target_is_refused(run, world, config):
     split = world["split"].filter(pl.col("role") != "train")
     with pytest.raises(ValueError, match="0 train targets are ads of the catalog: a learned baseline needs some"):
@@ -283,10 +356,12 @@ def test_names_that_are_taken_or_no_file_names_are_refused(change, message):
         (SASREC, {"heads": 3}, "width is 16, but 3 heads share it: give a multiple of heads"),
         (SASREC, {"min_learning_rate": 1.0}, "min_learning_rate is 1, but the rate falls to it from learning_rate"),
         (TWO_TOWER, {"min_learning_rate": 1.0}, "min_learning_rate is 1, but the rate falls to it from learning_rate"),
+        (TIGER, {"min_learning_rate": 1.0}, "min_learning_rate is 1, but the rate falls to it from learning_rate"),
         (TWO_TOWER, {"dropout": 1.0}, "less than 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(config, change, message):
-    plain = TypeAdapter(type(config)).dump_python(config) | change
+    learned = TypeAdapter(LearnedConfig)
+    plain = json.loads(learned.dump_json(config)) | change
     with pytest.raises(ValidationError, match=message):
-        type(config)(**plain)
+        learned.validate_json(json.dumps(plain))
