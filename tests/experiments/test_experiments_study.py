@@ -243,6 +243,16 @@ def test_a_rows_own_settings_win_and_the_studys_groups_that_it_replaces_are_left
     }
 
 
+def test_the_studys_quantizer_is_composed_only_where_a_row_names_its_sizes(monkeypatch):
+    composed = []
+    compose = study._composed
+    monkeypatch.setattr(study, "_composed", lambda overrides: composed.append(overrides) or compose(overrides))
+    settings_of(STUDY._replace(rows=(Row("all", ()), Row("one", ("sft.stages=[{{main: 2}}]",)))), [])
+    assert composed == []
+    settings_of(STUDY._replace(rows=(Row("all", ()), Row("flat", ("quantizer.levels={levels}",)))), [])
+    assert composed == [[]]
+
+
 def test_what_the_rows_differ_in_may_not_be_set():
     with pytest.raises(SystemExit, match="embedding=hashing: this is what the rows of colors differ in"):
         run_study(STUDY, ["embedding=hashing"])
