@@ -3,8 +3,9 @@
 import json
 import logging
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from experiments.lineage import Built, lineage, tuned
+from experiments.result import Builds, ClaimResult, Data, Difference, RowResult, Run, StudyResult
 from experiments.study import Claim, Found, Row, Study
-from experiments.verdict import FEWEST_SEEDS, Effect, effect, holm, judge
+from experiments.verdict import FEWEST_SEEDS, Effect, Judged, effect, holm, judge
 from leadre import pipeline
 from leadre.artifacts import Result
 
@@ -25,37 +27,56 @@ TOKENS_APART = 0.02
 log = logging.getLogger(__name__)
 
 
-def content_of(study: Study, found: Found, *, store: Path, command: str, seconds: float) -> dict[str, Any]:
-    """The content of ``result.json``; docs/studies.md tells its fields."""
+class Column(NamedTuple):
+    """A score of the users of a result.
+
+    Attributes:
+        users: Tells their ids from those of others.
+        values: ``(N,)``, by user id; NaN where the score is undefined.
+    """
+
+    users: int
+    values: Scores
+
+
+Read = Callable[[Path, str, str], Column]
+
+
+def content_of(study: Study, found: Found, *, store: Path, command: str, seconds: float) -> StudyResult:
+    """The content of ``result.json``."""
     found = _with_systems(study, found)
     lineages = {result.path: lineage(result.path) for runs in found.scores.values() for result in runs.values()}
     first = next(result for runs in found.scores.values() for result in runs.values())
-    rows = [_row(study, row, found, lineages, store) for row in study.rows]
-    _tell_changes(rows)
+    runs = {
+        row.name: [_run(study, row, seed, result, lineages, store) for seed, result in found.scores[row.name].items()]
+        for row in study.rows
+    }
+    read = cache(column)
+    rows = [_row(study, row, found, runs, read) for row in study.rows]
     behind = {result.path: result for results in lineages.values() for result in results}
     asked = sum(len(lineages[result.path]) for runs in found.scores.values() for result in runs.values())
-    return {
-        "study": study.name,
-        "title": study.title,
-        "question": study.question,
-        "command": command,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    return StudyResult(
+        study=study.name,
+        title=study.title,
+        question=study.question,
+        command=command,
+        date=datetime.now(UTC).replace(microsecond=0),
         **_commit(),
-        "seconds": round(seconds, 1),
-        "seconds_of_stages": round(sum(result.seconds for result in behind.values()), 1),
-        "store": str(store),
-        "seeds": list(found.seeds),
-        "users": pipeline.read_scores(first).get("users"),
-        "unit": study.unit,
-        "data": _data(lineages[first.path]),
-        "columns": [*study.columns, *study.measures],
-        "compared": list(study.compared),
-        "confidence": CONFIDENCE,
-        "rows": rows,
-        "claims": _claims(study, found, rows),
-        "builds": {"asked": asked, "built": len(behind)},
-        "notes": _notes(study, found),
-    }
+        seconds=round(seconds, 1),
+        seconds_of_stages=round(sum(result.seconds for result in behind.values()), 1),
+        store=str(store),
+        seeds=tuple(found.seeds),
+        users=pipeline.read_scores(first).get("users"),
+        unit=study.unit,
+        data=_data(lineages[first.path]),
+        columns=(*study.columns, *study.measures),
+        compared=study.compared,
+        confidence=CONFIDENCE,
+        rows=tuple(rows),
+        claims=tuple(_claims(study, found, rows, read)),
+        builds=Builds(asked=asked, built=len(behind)),
+        notes=tuple(_notes(study, found)),
+    )
 
 
 def _with_systems(study: Study, found: Found) -> Found:
@@ -73,78 +94,99 @@ def _with_systems(study: Study, found: Found) -> Found:
     return Found(scores, not_run, found.seeds)
 
 
-def of_users(results: Sequence[Result], system: str, score: str) -> Scores:
-    """A score of each user, by user id, ``(S, N)``: one line a result; NaN where it is undefined.
+def column(path: Path, system: str, score: str) -> Column:
+    """A score of each user, by user id.
 
     HR@K and NDCG@K are told by the rank of the one ad that a user clicked; any other score has a column of its own.
+
+    Args:
+        path: The folder of a result of stage ``scores``.
+        system: Whose lists are scored.
+        score: Its name.
+
+    Raises:
+        ValueError: If the result has no such score.
+    """
+    table = pl.scan_parquet(path / "per_user.parquet")
+    value = _score(score, table.collect_schema().names(), path).cast(pl.Float64).fill_null(np.nan)
+    frame = table.filter(pl.col("system") == system).sort("user_id").select("user_id", value=value).collect()
+    return Column(hash(tuple(frame["user_id"])), frame["value"].to_numpy())
+
+
+def of_users(results: Sequence[Result], system: str, score: str, *, read: Read = column) -> Scores:
+    """A score of each user, by user id, ``(S, N)``: one line a result; NaN where it is undefined.
+
+    Args:
+        results: Of stage ``scores``, or what has its files.
+        system: Whose lists are scored.
+        score: Its name.
+        read: Reads one result; it may remember what it read.
 
     Raises:
         ValueError: If the results were not scored on the same users, or have no such score.
     """
-    frames = [
-        pl.read_parquet(result.path / "per_user.parquet").filter(pl.col("system") == system).sort("user_id")
-        for result in results
-    ]
-    if any(not frame["user_id"].equals(frames[0]["user_id"]) for frame in frames):
+    columns = [read(result.path, system, score) for result in results]
+    if len({one.users for one in columns}) > 1:
         raise ValueError(f"{[str(result.path) for result in results]} do not score the same users: compare others")
-    values = [frame.select(_score(score, frame, results[0].path).cast(pl.Float64)).to_series() for frame in frames]
-    return np.stack([column.fill_null(np.nan).to_numpy() for column in values])
+    return np.stack([one.values for one in columns])
 
 
-def _score(name: str, frame: pl.DataFrame, path: Path) -> pl.Expr:
+def _score(name: str, columns: Sequence[str], path: Path) -> pl.Expr:
     kind, _, k = name.partition("@")
     rank = pl.col("rank").fill_null(0)
     if kind == "HR":
         return rank.is_between(1, int(k))
     if kind == "NDCG":
         return pl.when(rank.is_between(1, int(k))).then(1 / (rank + 1).log(2)).otherwise(0.0)
-    if name not in frame.columns:
-        raise ValueError(f"{name} is no score of users in {path}: it has {', '.join(frame.columns)}")
+    if name not in columns:
+        raise ValueError(f"{name} is no score of users in {path}: it has {', '.join(columns)}")
     return pl.col(name)
 
 
-def _row(study: Study, row: Row, found: Found, lineages: Mapping[Path, Sequence[Built]], store: Path) -> dict[str, Any]:
-    runs = [_run(study, row, seed, result, lineages, store) for seed, result in found.scores[row.name].items()]
+def _row(study: Study, row: Row, found: Found, runs: Mapping[str, Sequence[Run]], read: Read) -> RowResult:
+    first, own = (runs[name] for name in (study.rows[0].name, row.name))
     columns = [*study.columns, *study.measures]
-    scores = {name: [run["scores"][name] for run in runs if run["scores"][name] is not None] for name in columns}
-    return {
-        "name": row.name,
-        "control": row.control,
-        "system": row.system,
-        "overrides": list(row.overrides),
-        "paper": dict(row.paper),
-        "not_run": found.not_run.get(row.name),
-        "mean": {name: float(np.mean(values)) for name, values in scores.items() if values},
-        "interval": {name: ends for name in study.compared if runs and (ends := _interval(row, found, name))},
-        "runs": runs,
-    }
+    means = {name: _mean(own, name) for name in columns}
+    return RowResult(
+        name=row.name,
+        control=row.control,
+        system=row.system,
+        overrides=row.overrides,
+        paper=dict(row.paper),
+        not_run=found.not_run.get(row.name),
+        mean={name: mean for name, mean in means.items() if mean is not None},
+        interval={name: ends for name in study.compared if own and (ends := _interval(row, found, name, read))},
+        change={} if row is study.rows[0] else _changes(own, first, columns),
+        runs=tuple(own),
+    )
 
 
 def _run(
     study: Study, row: Row, seed: int, result: Result, lineages: Mapping[Path, Sequence[Built]], store: Path
-) -> dict[str, Any]:
+) -> Run:
     system = pipeline.read_scores(result)["systems"].get(row.system, {})
     measured = {name: measure(result) for name, measure in study.measures.items()}
     stages = tuned(lineages[result.path], system=row.system)
-    return {
-        "seed": seed,
-        "key": result.key,
-        "path": result.path.relative_to(store).as_posix() if result.path.is_relative_to(store) else str(result.path),
-        "scores": {name: system.get(name) for name in study.columns} | measured,
-        **{name: sum(stage[name] or 0 for stage in stages) or None for name in ("steps", "tokens", "seconds")},
-        "stages": stages,
-    }
+    return Run(
+        seed=seed,
+        key=result.key,
+        path=result.path.relative_to(store).as_posix() if result.path.is_relative_to(store) else str(result.path),
+        scores={name: system.get(name) for name in study.columns} | measured,
+        steps=sum(stage.steps or 0 for stage in stages) or None,
+        tokens=sum(stage.tokens or 0 for stage in stages) or None,
+        seconds=sum(stage.seconds for stage in stages) or None,
+        stages=tuple(stages),
+    )
 
 
-def _interval(row: Row, found: Found, score: str) -> list[float] | None:
+def _interval(row: Row, found: Found, score: str, read: Read) -> tuple[float, float] | None:
     """The interval of a row's mean; None where no user has the score."""
     try:
-        own = of_users(list(found.scores[row.name].values()), row.system, score)
-        around = _effect(own)
+        around = _effect(of_users(list(found.scores[row.name].values()), row.system, score, read=read))
     except ValueError as error:
         log.warning("%s: %s", row.name, error)
         return None
-    return [around.low, around.high]
+    return around.low, around.high
 
 
 def _effect(differences: Scores) -> Effect:
@@ -152,7 +194,7 @@ def _effect(differences: Scores) -> Effect:
     return effect(differences, none, samples=SAMPLES, confidence=CONFIDENCE, generator=np.random.default_rng(0))
 
 
-def _of_rows(study: Study, found: Found, names: Sequence[str], score: str) -> tuple[list[Scores], int]:
+def _of_rows(study: Study, found: Found, names: Sequence[str], score: str, read: Read) -> tuple[list[Scores], int]:
     """A score of the users of several rows, ``(S, N)`` each, over the seeds that all have; and how many these are.
 
     Raises:
@@ -165,11 +207,10 @@ def _of_rows(study: Study, found: Found, names: Sequence[str], score: str) -> tu
     if not seeds:
         raise ValueError(f"{' and '.join(names)} have no training seed in common")
     system = {row.name: row.system for row in study.rows}
-    same = [found.scores[name][seed].path / "per_user.parquet" for name in names for seed in seeds]
-    users = [pl.read_parquet(path, columns=["user_id"])["user_id"].unique().sort() for path in same]
-    if any(not others.equals(users[0]) for others in users):
+    columns = [[read(found.scores[name][seed].path, system[name], score) for seed in seeds] for name in names]
+    if len({one.users for of_row in columns for one in of_row}) > 1:
         raise ValueError(f"{' and '.join(names)} do not score the same users")
-    return [of_users([found.scores[name][seed] for seed in seeds], system[name], score) for name in names], len(seeds)
+    return [np.stack([one.values for one in of_row]) for of_row in columns], len(seeds)
 
 
 class _Told(NamedTuple):
@@ -182,16 +223,16 @@ class _Told(NamedTuple):
     excess: Effect | None = None
 
 
-def _told(study: Study, found: Found, claim: Claim) -> _Told:
+def _told(study: Study, found: Found, claim: Claim, read: Read) -> _Told:
     try:
-        (better, worse), seeds = _of_rows(study, found, (claim.better, claim.worse), claim.on)
+        (better, worse), seeds = _of_rows(study, found, (claim.better, claim.worse), claim.on, read)
         told = _Told(_effect(better - worse), seeds)
     except ValueError as error:
         return _Told(why=str(error))
     if claim.control is None:
         return told
     try:
-        rows, seeds = _of_rows(study, found, (claim.better, claim.worse, *claim.control), claim.on)
+        rows, seeds = _of_rows(study, found, (claim.better, claim.worse, *claim.control), claim.on, read)
         better, worse, gaining, without = rows
         excess = _effect(better - worse - (gaining - without)) if seeds >= FEWEST_SEEDS else None
         return told._replace(control=_effect(gaining - without), excess=excess)
@@ -200,64 +241,62 @@ def _told(study: Study, found: Found, claim: Claim) -> _Told:
         return told
 
 
-def _claims(study: Study, found: Found, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _claims(study: Study, found: Found, rows: Sequence[RowResult], read: Read) -> list[ClaimResult]:
     """Each claim judged; one that could not be tried still counts among those that p-values hold for."""
-    told = [_told(study, found, claim) for claim in study.claims]
+    told = [_told(study, found, claim, read) for claim in study.claims]
     adjusted = holm([1.0 if one.difference is None else one.difference.p for one in told])
-    means = {row["name"]: row for row in rows}
+    of_name = {row.name: row for row in rows}
     return [
-        claim._asdict()
-        | {"control": list(claim.control) if claim.control else None}
-        | _judged(one, p_holm, tokens=_tokens(claim, means), claims=len(told))
-        | {
-            "paper_change": _change(*(means[name]["paper"].get(claim.on) for name in (claim.better, claim.worse))),
-            "our_change": _change(*(means[name]["mean"].get(claim.on) for name in (claim.better, claim.worse))),
-        }
+        _claim(claim, one, p_holm, better=of_name[claim.better], worse=of_name[claim.worse], claims=len(told))
         for claim, one, p_holm in zip(study.claims, told, adjusted, strict=True)
     ]
 
 
-def _judged(told: _Told, p_holm: float, *, tokens: str, claims: int) -> dict[str, Any]:
-    beside = {
-        "control_difference": told.control and told.control._asdict(),
-        "excess": told.excess and told.excess._asdict(),
-    }
-    if told.difference is None:
-        return {"verdict": "undecided", "why": told.why, "users_needed": None, "difference": None} | beside
-    judged = judge(told.difference, p_holm, told.excess, seeds=told.seeds, claims=claims, confidence=CONFIDENCE)
-    if tokens:
-        judged = judged._replace(verdict="undecided", why=tokens)
-    return judged._asdict() | {"difference": told.difference._asdict() | {"p_holm": p_holm}} | beside
-
-
-def _tokens(claim: Claim, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Why rows that are said to read as much as one another do not; nothing where they do, or it is not said."""
-    if not claim.same_tokens:
-        return ""
-    better, worse = (
-        max((run["tokens"] or 0 for run in rows[name]["runs"]), default=0) for name in (claim.better, claim.worse)
+def _claim(
+    claim: Claim, told: _Told, p_holm: float, *, better: RowResult, worse: RowResult, claims: int
+) -> ClaimResult:
+    judged = _judged(told, p_holm, tokens=_tokens(better, worse) if claim.same_tokens else "", claims=claims)
+    return ClaimResult(
+        **claim._asdict(),
+        **judged._asdict(),
+        difference=told.difference and Difference(**told.difference._asdict(), p_holm=p_holm),
+        control_difference=told.control and Difference(**told.control._asdict()),
+        excess=told.excess and Difference(**told.excess._asdict()),
+        paper_change=_change(better.paper.get(claim.on), worse.paper.get(claim.on)),
+        our_change=_change(better.mean.get(claim.on), worse.mean.get(claim.on)),
     )
-    if abs(better - worse) <= TOKENS_APART * max(better, worse):
+
+
+def _judged(told: _Told, p_holm: float, *, tokens: str, claims: int) -> Judged:
+    if told.difference is None:
+        return Judged("undecided", told.why, None)
+    judged = judge(told.difference, p_holm, told.excess, seeds=told.seeds, claims=claims, confidence=CONFIDENCE)
+    return judged._replace(verdict="undecided", why=tokens) if tokens else judged
+
+
+def _tokens(better: RowResult, worse: RowResult) -> str:
+    """Why rows that are said to read as much as one another do not; nothing where they do."""
+    ours, theirs = (max((run.tokens or 0 for run in row.runs), default=0) for row in (better, worse))
+    if abs(ours - theirs) <= TOKENS_APART * max(ours, theirs):
         return ""
-    return f"the rows do not read as much as one another: {better:,} and {worse:,} tokens"
+    return f"the rows do not read as much as one another: {ours:,} and {theirs:,} tokens"
 
 
 def _change(better: float | None, worse: float | None) -> float | None:
     return better / worse - 1 if better is not None and worse else None
 
 
-def _tell_changes(rows: Sequence[dict[str, Any]]) -> None:
-    """Add each row's change from the first row, as the paper prints it, over the seeds that both have."""
-    for row in rows:
-        seeds = {run["seed"] for run in rows[0]["runs"]} & {run["seed"] for run in row["runs"]}
-        pair = [[run["scores"] for run in each["runs"] if run["seed"] in seeds] for each in (row, rows[0])]
-        changes = {name: _change(*(_mean(scores, name) for scores in pair)) for name in row["mean"]}
-        row["change"] = {} if row is rows[0] else {name: one for name, one in changes.items() if one is not None}
+def _changes(own: Sequence[Run], first: Sequence[Run], columns: Sequence[str]) -> dict[str, float | None]:
+    """A row's change from the first row, as the paper prints it, over the seeds that both have."""
+    seeds = {run.seed for run in own} & {run.seed for run in first}
+    pair = [[run for run in runs if run.seed in seeds] for runs in (own, first)]
+    changes = {name: _change(*(_mean(runs, name) for runs in pair)) for name in columns}
+    return {name: change for name, change in changes.items() if change is not None}
 
 
-def _mean(scores: Sequence[Mapping[str, float | None]], name: str) -> float | None:
-    values = [one[name] for one in scores if one.get(name) is not None]
-    return float(np.mean(np.asarray(values, dtype=np.float64))) if values else None
+def _mean(runs: Sequence[Run], name: str) -> float | None:
+    values = [value for run in runs if (value := run.scores[name]) is not None]
+    return float(np.mean(values)) if values else None
 
 
 def _notes(study: Study, found: Found) -> list[str]:
@@ -270,7 +309,7 @@ def _notes(study: Study, found: Found) -> list[str]:
     return told
 
 
-def _data(built: Sequence[Built]) -> dict[str, Any]:
+def _data(built: Sequence[Built]) -> Data:
     """Of what world the users are."""
     world = next((result for result in built if result.stage == "world"), None)
     about = world and world.path / "world.json"
@@ -280,7 +319,7 @@ def _data(built: Sequence[Built]) -> dict[str, Any]:
     told += [f"{counts['users']:,} users and {counts['ads']:,} ads"] if {"users", "ads"} <= counts.keys() else []
     seed = (world.config or {}).get("seed") if world else None
     told += [] if seed is None else [f"world seed {seed}"]
-    return {"name": ", ".join(told), "counts": counts}
+    return Data(name=", ".join(told), counts=counts)
 
 
 def _commit() -> dict[str, Any]:

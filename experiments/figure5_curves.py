@@ -1,6 +1,5 @@
 """The curves of Figure 5: lists' likeness and hits by what was removed, with intervals over users (LEADRE 5.2.5)."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from experiments.figure5_shorten import FULL
+from experiments.result import read_result
 from leadre.metrics.ranking import Scores
 from leadre.metrics.uncertainty import bootstrap_interval
 
@@ -48,11 +48,10 @@ def draw(folder: Path, store: Path) -> None:
         folder: Holds ``result.json``.
         store: The root that its results lie in.
     """
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    row = next((row for row in result["rows"] if row["runs"]), None)
+    row = next((row for row in read_result(folder).rows if row.runs), None)
     if row is None:
         raise ValueError(f"{folder / 'result.json'} has no row that was run: there is nothing to draw")
-    found = curves(read([store / run["path"] for run in row["runs"]]))
+    found = curves(read([store / run.path for run in row.runs]))
     found.write_csv(folder / "curves.csv")
     picture(found).savefig(folder / "figure.png", dpi=150)
 

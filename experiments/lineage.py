@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.result import Stage
+
 TUNED = ("sft", "preferences", "aligned")
 """Stages that make a language model out of another, or what the next of them learns from."""
 NOT_TUNED = ("popularity", "own_history", "linear", "oracle")
@@ -52,8 +54,8 @@ def _add(path: Path, found: dict[Path, Built]) -> None:
     found[path] = Built(path=path, **{field: content[field] for field in fields})
 
 
-def tuned(results: Sequence[Built], *, system: str) -> list[dict[str, Any]]:
-    """What a system was trained in, stage by stage: name, key, optimizer steps, tokens read, and seconds.
+def tuned(results: Sequence[Built], *, system: str) -> list[Stage]:
+    """What a system was trained in, stage by stage.
 
     Args:
         results: A result of stage ``scores`` and all that it was made from.
@@ -68,8 +70,8 @@ def tuned(results: Sequence[Built], *, system: str) -> list[dict[str, Any]]:
             budget = _budget(result.path)
             tasks = "+".join(budget.get("tasks", {}))
             name = f"{result.stage}: {tasks}" if tasks else result.stage
-            about = {"steps": budget.get("steps"), "tokens": budget.get("tokens"), "seconds": result.seconds}
-            told.append({"stage": result.stage, "name": name, "key": result.key, **about})
+            cost = {"steps": budget.get("steps"), "tokens": budget.get("tokens"), "seconds": result.seconds}
+            told.append(Stage(stage=result.stage, name=name, key=result.key, **cost))
     return told
 
 

@@ -1,17 +1,29 @@
 """What is kept of a study's ``result.json``: checked, small, and without a path of the machine that it ran on."""
 
 import hashlib
-import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, ValidationError
-
-from experiments.verdict import Verdict
+from experiments.result import StudyResult, read_result
 
 PATH = "PATH"
 """Stands where a path of a machine stood."""
+_ENDS_ALONE = {"users", "of_users", "of_seeds"}
+DROPPED: Mapping[str, Any] = {
+    "store": True,
+    "rows": {"__all__": {"runs": {"__all__": {"seconds", "stages"}}}},
+    "claims": {
+        "__all__": {
+            "same_tokens": True,
+            "difference": _ENDS_ALONE,
+            "control_difference": _ENDS_ALONE,
+            "excess": _ENDS_ALONE,
+        }
+    },
+}
+"""Fields that are not kept: of the machine and its times, and what no page tells."""
 LONGEST_SLUG = 48
 _WEB = r"https?://[\w.~%/@#?&+-]+"
 _BEGINS = r"(?:file:/|(?<![\w.~/<])/(?=[^\s=])|(?<![\w/])~[\w.-]*/|(?<!\w)[A-Za-z]:[/\\]|(?:[\w.~-]*[/\\])*\.\.[/\\])"
@@ -63,125 +75,27 @@ def without_values(command: str) -> str:
     return " ".join(filter(None, [head, *map(without_value, overrides)]))
 
 
-class Run(BaseModel, frozen=True):
-    """One row with one seed; the key is that of the result its scores lie in."""
-
-    seed: int
-    key: str
-    path: str = ""
-    scores: dict[str, float | None] = {}
-    steps: int | None = None
-    tokens: int | None = None
-
-
-class Row(BaseModel, frozen=True):
-    """One row of a study: means over users and seeds, the intervals of some, and the paper's numbers."""
-
-    name: str
-    control: bool = False
-    system: str = "LEADRE"
-    overrides: list[Annotated[str, AfterValidator(without_value)]] = []
-    paper: dict[str, float] = {}
-    not_run: str | None = None
-    mean: dict[str, float | None] = {}
-    interval: dict[str, tuple[float, float] | None] = {}
-    change: dict[str, float | None] | None = None
-    runs: list[Run] = []
-
-
-class Difference(BaseModel, frozen=True):
-    """How much more one row has than another, with the ends of the interval."""
-
-    mean: float
-    low: float
-    high: float
-    p: float | None = None
-    p_holm: float | None = None
-
-
-class Claim(BaseModel, frozen=True):
-    """What the paper says of two rows, and what was found."""
-
-    text: str
-    source: str
-    better: str
-    worse: str
-    on: str
-    control: tuple[str, str] | None
-    verdict: Verdict
-    why: str
-    difference: Difference | None = None
-    control_difference: Difference | None = None
-    excess: Difference | None = None
-    users_needed: int | None = None
-    paper_change: float | None = None
-    our_change: float | None = None
-
-
-class Data(BaseModel, frozen=True):
-    """The world of a study, and how much of what is in it."""
-
-    name: str
-    counts: dict[str, Any] = {}
-
-    @property
-    def told(self) -> str:
-        """The name and the size, which tells two worlds of one name apart; a name may tell its size itself."""
-        sizes = [f"{size:,} {what}" for what in ("users", "ads") if isinstance(size := self.counts.get(what), int)]
-        sizes = [size for size in sizes if size not in self.name]
-        return f"{self.name} ({', '.join(sizes)})" if sizes else self.name
-
-
-class Builds(BaseModel, frozen=True):
-    """The results of stages if rows shared nothing, and the distinct ones that there are."""
-
-    asked: int
-    built: int
-
-
-class Record(BaseModel, frozen=True):
-    """What is kept of a study's ``result.json``: whatever is not named here is left out."""
-
-    study: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
-    title: str
-    question: str
-    command: Annotated[str, AfterValidator(without_values)]
-    date: AwareDatetime
-    git: str | None = None
-    dirty: bool = False
-    seconds: float | None = None
-    seconds_of_stages: float | None = None
-    seeds: list[int]
-    users: int | None = None
-    unit: str = "test users"
-    data: Data
-    columns: list[str]
-    compared: list[str] = []
-    confidence: float = 0.95
-    rows: Annotated[list[Row], Field(min_length=1)]
-    claims: list[Claim] = []
-    builds: Builds | None = None
-    notes: list[str] = []
-
-
-def read_record(path: Path) -> Record:
-    """What a study left, or what is kept of it, without the paths of the machine.
+def read_record(path: Path) -> StudyResult:
+    """What a study left, or what is kept of it, without what is not kept.
 
     Raises:
         ValueError: If the file is no result of a study; it names the file and what is wrong.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Record.model_validate(without_paths(found))
-    except ValidationError as error:
-        told = (
-            "".join(f"{_place(fault['loc'])}{fault['msg'][:1].lower()}{fault['msg'][1:]}") for fault in error.errors()
-        )
-        raise ValueError(
-            f"{path} is no result of a study: {'; '.join(told)}; run its study anew or delete it"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; run its study anew or delete it") from None
+    return kept(read_result(path))
+
+
+def kept(result: StudyResult) -> StudyResult:
+    """A result without the paths of its machine and the private values of its settings."""
+    content = without_paths(result.model_dump(mode="json", exclude=DROPPED))
+    content["command"] = without_values(content["command"])
+    for row in content["rows"]:
+        row["overrides"] = [without_value(text) for text in row["overrides"]]
+    return StudyResult.model_validate(content)
+
+
+def write_record(path: Path, record: StudyResult) -> None:
+    """Write what is kept of a result."""
+    path.write_text(record.model_dump_json(indent=1, exclude=DROPPED) + "\n", encoding="utf-8")
 
 
 def without_paths(value: Any) -> Any:  # noqa: ANN401
@@ -206,7 +120,7 @@ def _kept(found: re.Match[str]) -> str:
     return found["web"] or f"{found['single'] or found['double'] or found['back'] or ''}{PATH}"
 
 
-def file_name(record: Record) -> str:
+def file_name(record: StudyResult) -> str:
     """Where a record is kept: one file a study and data set, and one for each other set of overrides.
 
     Such as ``table2_task_order.completejourney.json``, and ``table2_task_order.completejourney.lm_small.json`` of a run
@@ -223,9 +137,3 @@ def _slug(command: str) -> str:
     if len(slug) <= LONGEST_SLUG:
         return slug
     return f"{slug[:LONGEST_SLUG].rstrip('_.')}_{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".") + ": " * bool(
-        location
-    )

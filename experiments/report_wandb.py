@@ -11,11 +11,10 @@ same run of a study is replaced. It needs a key and a server; ``report.html`` in
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.reporting.page import read_result
 from experiments.reporting.tables import interval
 from experiments.reporting.to_wandb import (
     CLAIMS,
@@ -31,6 +30,7 @@ from experiments.reporting.to_wandb import (
     study_id,
     sync_command,
 )
+from experiments.result import ClaimResult, StudyResult, read_result
 from leadre.artifacts import ArtifactError
 from leadre.training.logs import first_line, has_wandb_key, is_wandb_disabled, wandb_url
 
@@ -107,7 +107,7 @@ def reported(studies: Path, study: str) -> Path:
     faults = []
     for run in runs:
         try:
-            whole.append((len(read_result(run)["seeds"]), run))
+            whole.append((len(read_result(run).seeds), run))
         except ValueError as error:
             faults.append(str(error))
     if not whole:
@@ -117,18 +117,18 @@ def reported(studies: Path, study: str) -> Path:
     return max(whole)[1]  # folders are named by their time
 
 
-def build_report(result: Mapping[str, Any], *, table: str, names: Sequence[str], project: str, entity: str) -> Report:
+def build_report(result: StudyResult, *, table: str, names: Sequence[str], project: str, entity: str) -> Report:
     """Lay out the report; nothing is sent.
 
     Args:
-        result: The content of ``result.json``.
+        result: What the study found.
         table: The table as Markdown.
         names: What the training curves are called.
         project: W&B's project.
         entity: W&B's user or team.
     """
     wr = _reports()
-    ids = [run_id(result["study"], row["name"], run) for row in result["rows"] for run in row["runs"]]
+    ids = [run_id(result.study, row.name, run) for row in result.rows for run in row.runs]
     place = {"project": project, "entity": entity}
     rows = {"name": "rows and seeds", "filters": _one_of(ids), **place}
     study = wr.Runset(name="the study", filters=_one_of([study_id(result)]), **place)
@@ -140,7 +140,7 @@ def build_report(result: Mapping[str, Any], *, table: str, names: Sequence[str],
         wr.MarkdownBlock(text=_claims(result)),
         wr.H2(text="Scores by row"),
         wr.P(text="The mean over the training seeds of each row, and its range."),
-        wr.PanelGrid(runsets=[by_row], panels=_bars(wr, result["compared"])),
+        wr.PanelGrid(runsets=[by_row], panels=_bars(wr, result.compared)),
         wr.MarkdownBlock(text=table),
         wr.H2(text="Training curves"),
         wr.P(text="Optimizer steps are counted over all stages of a row."),
@@ -154,8 +154,8 @@ def build_report(result: Mapping[str, Any], *, table: str, names: Sequence[str],
             runsets=[wr.Runset(**rows)], panels=[wr.RunComparer(diff_only="split", layout=_place(wr, 0, wide=True))]
         ),
     ]
-    title = f"{result['title']} ({result['study']})"[:_LONGEST_TITLE]
-    return wr.Report(title=title, description=result.get("question", ""), blocks=blocks, width="fluid", **place)
+    title = f"{result.title} ({result.study})"[:_LONGEST_TITLE]
+    return wr.Report(title=title, description=result.question, blocks=blocks, width="fluid", **place)
 
 
 def send(report: Report, folder: Path, *, draft: bool) -> str:
@@ -203,9 +203,9 @@ def main(arguments: Sequence[str]) -> None:
         )
 
 
-def curve_names(result: Mapping[str, Any], store: Path) -> list[str]:
+def curve_names(result: StudyResult, store: Path) -> list[str]:
     """What is logged step by step in any row."""
-    found = (row for line in result["rows"] for run in line["runs"] for row in curves(run, store))
+    found = (row for line in result.rows for run in line.runs for row in curves(run, store))
     return sorted({name for row in found for name in row} - {STEP})
 
 
@@ -283,38 +283,36 @@ def _media(wr: Any, *, tables: Sequence[str], keys: Sequence[str]) -> list[Any]:
     return shown
 
 
-def _introduction(result: Mapping[str, Any]) -> str:
-    data = (result.get("data") or {}).get("name", "")
-    commit = (
-        f", commit {result['git'][:10]}{' and changes' if result.get('dirty') else ''}" if result.get("git") else ""
-    )
-    seeds = ", ".join(map(str, result.get("seeds", [])))
+def _introduction(result: StudyResult) -> str:
+    commit = f", commit {result.git[:10]}{' and changes' if result.dirty else ''}" if result.git else ""
+    seeds = ", ".join(map(str, result.seeds))
+    users = f"{result.users or 'no'} test users"
     told = [
-        result.get("question", ""),
-        f"`{result.get('command', '')}`",
-        f"{result.get('date', '')}{commit}; {data}; {result.get('users') or 'no'} test users; training seeds {seeds}.",
-        *(f"- {note}" for note in result.get("notes", [])),
+        result.question,
+        f"`{result.command}`",
+        f"{result.date.isoformat()}{commit}; {result.data.name}; {users}; training seeds {seeds}.",
+        *(f"- {note}" for note in result.notes),
     ]
     return "\n\n".join(filter(None, told))
 
 
-def _claims(result: Mapping[str, Any]) -> str:
+def _claims(result: StudyResult) -> str:
     """A line a claim; the tables below have all of its numbers."""
-    return "\n".join(map(_claim, result["claims"])) or "This study makes no claim."
+    return "\n".join(map(_claim, result.claims)) or "This study makes no claim."
 
 
-def _claim(claim: Mapping[str, Any]) -> str:
-    told = [claim["why"]]
-    if difference := claim.get("difference"):
+def _claim(claim: ClaimResult) -> str:
+    told = [claim.why]
+    if claim.difference:
         told.append(
-            f"{claim['on']} of {claim['better']} less that of {claim['worse']}: {interval(difference)}, "
-            f"p {difference['p_holm']:.4f} after Holm"
+            f"{claim.on} of {claim.better} less that of {claim.worse}: {interval(claim.difference)}, "
+            f"p {claim.difference.p_holm:.4f} after Holm"
         )
-    if beside := claim.get("control_difference"):
-        told.append(f"that of the control: {interval(beside)}")
-    if users := claim.get("users_needed"):
-        told.append(f"{users:,} users would tell")
-    return f"- **{claim['verdict']}**: {claim['text']} ({claim['source']}): {'; '.join(told)}"
+    if claim.control_difference:
+        told.append(f"that of the control: {interval(claim.control_difference)}")
+    if claim.users_needed:
+        told.append(f"{claim.users_needed:,} users would tell")
+    return f"- **{claim.verdict}**: {claim.text} ({claim.source}): {'; '.join(told)}"
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ from typing import Literal, NamedTuple, get_args
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from experiments.record import Claim, Difference, Record, Row, file_name, read_record
+from experiments.record import file_name, read_record, write_record
 from experiments.reporting.tables import interval
 from experiments.reporting.words import percent
+from experiments.result import ClaimResult, RowResult, StudyResult
 from experiments.verdict import FEWEST_SEEDS, Verdict
 from leadre.report.table import NOTHING, Grid, decimals, markdown
 
@@ -49,7 +50,7 @@ def collect(studies: Path, results: Path, named: Sequence[str] = ()) -> Collecte
         results: Where the records are kept.
         named: The studies that are taken over; none is all.
     """
-    newest: dict[str, Record] = {}
+    newest: dict[str, StudyResult] = {}
     faults = []
     for path in sorted(studies.glob("*/*/result.json")):
         study = path.parent.parent.name
@@ -69,11 +70,11 @@ def collect(studies: Path, results: Path, named: Sequence[str] = ()) -> Collecte
                 "%s was made from changed code: commit %s does not make it again", path.name, newest[path.name].git
             )
         results.mkdir(parents=True, exist_ok=True)
-        path.write_text(newest[path.name].model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_record(path, newest[path.name])
     return Collected(taken, faults)
 
 
-def read_records(results: Path) -> list[Record]:
+def read_records(results: Path) -> list[StudyResult]:
     """All records that are kept, by study and data set.
 
     Raises:
@@ -93,7 +94,7 @@ def read_records(results: Path) -> list[Record]:
     return records
 
 
-def render(records: Sequence[Record]) -> str:
+def render(records: Sequence[StudyResult]) -> str:
     """The page, as Markdown."""
     page = Environment(
         loader=FileSystemLoader(HERE),
@@ -103,7 +104,7 @@ def render(records: Sequence[Record]) -> str:
         keep_trailing_newline=True,
     )
     page.filters |= {"plain": plain, "cell": lambda text: plain(text).replace("|", "\\|"), "percent": _change}
-    studies: dict[str, list[Record]] = {}
+    studies: dict[str, list[StudyResult]] = {}
     for record in records:
         studies.setdefault(record.study, []).append(record)
     functions = {
@@ -117,7 +118,7 @@ def render(records: Sequence[Record]) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
-def verdicts(records: Iterable[Record]) -> str:
+def verdicts(records: Iterable[StudyResult]) -> str:
     """How many claims hold, in words.
 
     Example:
@@ -128,7 +129,7 @@ def verdicts(records: Iterable[Record]) -> str:
     return ", ".join(f"{found.count(one)} {one}" for one in get_args(Verdict) if one in found) or "no claim yet"
 
 
-def claims_table(record: Record) -> str:
+def claims_table(record: StudyResult) -> str:
     """Claim by claim: what the paper has, ours with its interval, the control beside it, and the verdict."""
     share = f"{record.confidence:.0%}"
     head = (
@@ -146,7 +147,7 @@ def claims_table(record: Record) -> str:
     return markdown(Grid(head, tuple(_claim_cells(claim) for claim in record.claims)))
 
 
-def scores_table(record: Record) -> str:
+def scores_table(record: StudyResult) -> str:
     """The table of the study; below each row that the paper has, the paper's own numbers."""
     lines: list[tuple[str, ...]] = []
     for row in record.rows:
@@ -159,28 +160,21 @@ def scores_table(record: Record) -> str:
     return markdown(Grid(("", *record.columns, "steps", "tokens"), tuple(lines)))
 
 
-def how_it_ran(record: Record) -> str:
+def how_it_ran(record: StudyResult) -> str:
     """When, on what, with which seeds, from which commit, and for how long: one sentence each."""
     commit = f"commit `{record.git[:12]}`" if record.git else "no commit known"
     told = [f"{record.date:%Y-%m-%d}", commit + (" with changes on top" if record.dirty else "")]
     told.append(f"seeds {', '.join(map(str, record.seeds))}")
     if record.users is not None:
         told.append(f"{record.users:,} {record.unit}")
-    if record.builds is not None:
-        shared = f"where rows that share nothing would have {record.builds.asked:,}"
-        told.append(f"{record.builds.built:,} distinct results {shared}")
+    told.append(record.builds.told)
     took = [("stages: {} min of building", record.seconds_of_stages), ("this call {} min", record.seconds)]
     times = [text.format(f"{math.ceil(seconds / 60):,}") for text, seconds in took if seconds is not None]
     return "; ".join(told + [", ".join(times)] * bool(times))
 
 
-def keys_of(row: Row) -> str:
-    """The key behind each run; one key where every seed has the same result.
-
-    Example:
-        >>> keys_of(Row(name="x", runs=[{"seed": 0, "key": "ab"}, {"seed": 1, "key": "ab"}]))
-        'nothing is random, the same with seeds 0, 1: `ab`'
-    """
+def keys_of(row: RowResult) -> str:
+    """The key behind each run; one key where every seed has the same result."""
     seeds, keys = [run.seed for run in row.runs], [run.key for run in row.runs]
     if len(keys) > 1 and len(set(keys)) == 1:
         return f"nothing is random, the same with seeds {', '.join(map(str, seeds))}: `{keys[0]}`"
@@ -197,7 +191,7 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_<\[\]])", r"\\\1", " ".join(text.split()))
 
 
-def _claim_cells(claim: Claim) -> tuple[str, ...]:
+def _claim_cells(claim: ClaimResult) -> tuple[str, ...]:
     ends = claim.difference
     needs = NOTHING if claim.users_needed is None else f"{claim.users_needed:,}"
     told = NOTHING if ends is None or ends.p_holm is None else f"{ends.p_holm:.3f}" if ends.p_holm >= 0.001 else "<.001"
@@ -206,23 +200,19 @@ def _claim_cells(claim: Claim) -> tuple[str, ...]:
         claim.on,
         _change(claim.paper_change),
         _change(claim.our_change),
-        *(_interval(found) for found in (ends, claim.control_difference, claim.excess)),
+        *(interval(found) for found in (ends, claim.control_difference, claim.excess)),
         told,
         f"**{claim.verdict}**",
         needs,
     )
 
 
-def _interval(found: Difference | None) -> str:
-    return interval(None if found is None else found.model_dump())
-
-
 def _change(share: float | None) -> str:
     return percent(share) or NOTHING
 
 
-def _score(row: Row, column: str) -> str:
-    mean, change, ends = row.mean.get(column), (row.change or {}).get(column), row.interval.get(column)
+def _score(row: RowResult, column: str) -> str:
+    mean, change, ends = row.mean.get(column), row.change.get(column), row.interval.get(column)
     if mean is None or not math.isfinite(mean):
         return NOTHING
     told = [decimals(mean)]
@@ -231,23 +221,23 @@ def _score(row: Row, column: str) -> str:
     return " ".join(told)
 
 
-def _paper(row: Row, first: Row, column: str) -> str:
+def _paper(row: RowResult, first: RowResult, column: str) -> str:
     theirs, base = row.paper.get(column), first.paper.get(column)
     if theirs is None:
         return NOTHING
     return decimals(theirs) + (f" ({percent(theirs / base - 1)})" if base and row is not first else "")
 
 
-def _amount(row: Row, name: Literal["steps", "tokens"]) -> str:
+def _amount(row: RowResult, name: Literal["steps", "tokens"]) -> str:
     found = [amount for run in row.runs if (amount := getattr(run, name)) is not None]
     return f"{sum(found) / len(found):,.0f}" if found else NOTHING
 
 
-def _worth(record: Record) -> tuple[int, float]:
+def _worth(record: StudyResult) -> tuple[int, float]:
     return sum(len(row.runs) >= FEWEST_SEEDS for row in record.rows), record.date.timestamp()
 
 
-def _replaces(record: Record, path: Path) -> bool:
+def _replaces(record: StudyResult, path: Path) -> bool:
     try:
         kept = read_record(path)
     except ValueError:  # there is none, or it is broken

@@ -7,10 +7,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -18,6 +17,7 @@ from experiments.content import content_of
 from experiments.reporting.figure import draw
 from experiments.reporting.page import write_index, write_page
 from experiments.reporting.tables import grid_of, write_tables
+from experiments.result import StudyResult, write_result
 from experiments.study import Study, configured, described, run_rows, seeds_and_overrides, settings_of
 from leadre.artifacts import ArtifactError
 from leadre.config import ConfigError, RunConfig
@@ -52,7 +52,7 @@ def run_study(study: Study, arguments: Sequence[str]) -> None:
     finish(study, content, run)
 
 
-def finish(study: Study, content: Mapping[str, Any], run: RunConfig) -> None:
+def finish(study: Study, content: StudyResult, run: RunConfig) -> None:
     """Leave what a study found, send it to Weights & Biases where it is to go there, and print the folder as JSON.
 
     Args:
@@ -65,11 +65,11 @@ def finish(study: Study, content: Mapping[str, Any], run: RunConfig) -> None:
     _leave(folder, content, store, draw=study.draw or draw)
     if isinstance(run.logger, WandbLogs):
         _log(folder, store, run.logger)
-    holes = [row["name"] for row in content["rows"] if row["not_run"]]
+    holes = [row.name for row in content.rows if row.not_run]
     last = {"study": study.name, "folder": str(folder), "verdicts": verdicts(content), "not_run": holes}
     print(json.dumps(last))
     if holes:
-        sys.exit(f"{len(holes)} of {len(content['rows'])} rows have holes: {', '.join(holes)}")
+        sys.exit(f"{len(holes)} of {len(content.rows)} rows have holes: {', '.join(holes)}")
 
 
 def _log(folder: Path, store: Path, logger: WandbLogs) -> None:
@@ -82,26 +82,24 @@ def _log(folder: Path, store: Path, logger: WandbLogs) -> None:
         log.warning("nothing went to Weights & Biases: %s", error)
 
 
-def _leave(folder: Path, content: Mapping[str, Any], store: Path, *, draw: Callable[[Path, Path], None]) -> None:
+def _leave(folder: Path, content: StudyResult, store: Path, *, draw: Callable[[Path, Path], None]) -> None:
     """Write a study's files, the page and the index last, and show the table and the verdicts."""
     folder.mkdir(parents=True)
-    unfinished = folder / "result.json.part"
-    unfinished.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    unfinished.replace(folder / "result.json")
+    write_result(folder, content)
     write_tables(folder, content)
     draw(folder, store)
     page = write_page(folder, store)
     index = write_index(store / STUDIES)
     console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(rich_table(grid_of(content), title=str(content["title"])))
-    for claim in content["claims"]:
-        console.print(f"[bold]{claim['verdict']:9}[/bold] {claim['text']}: {claim['why']}", highlight=False)
-    for note in content["notes"]:
+    console.print(rich_table(grid_of(content), title=content.title))
+    for claim in content.claims:
+        console.print(f"[bold]{claim.verdict:9}[/bold] {claim.text}: {claim.why}", highlight=False)
+    for note in content.notes:
         console.print(note, markup=False, highlight=False)
     for name, path in (("page", page), ("all studies", index)):
         console.print(f"{name:20} {path}", soft_wrap=True, highlight=False)
 
 
-def verdicts(content: Mapping[str, Any]) -> dict[str, str]:
+def verdicts(content: StudyResult) -> dict[str, str]:
     """The verdict on each claim."""
-    return {claim["text"]: claim["verdict"] for claim in content["claims"]}
+    return {claim.text: claim.verdict for claim in content.claims}

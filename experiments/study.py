@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from string import Formatter
 from typing import NamedTuple
 
 from hydra import compose, initialize_config_dir
@@ -19,6 +20,8 @@ from leadre.command_line import check
 from leadre.config import CONF, ConfigError, RunConfig, load
 from leadre.report.table import OURS
 
+SIZES = ("levels", "codebook_size")
+"""What an override of a row may name of the study's quantizer."""
 _GONE = "no such key"
 log = logging.getLogger(__name__)
 
@@ -162,8 +165,10 @@ def settings_of(study: Study, overrides: Sequence[str]) -> dict[str, list[str]]:
         if _key(text) in varied:
             raise ConfigError(f"{text}: this is what the rows of {study.name} differ in: leave it out")
     check(overrides)
-    quantizer = _composed(overrides).quantizer
-    sizes = {name: quantizer.get(name) for name in ("levels", "codebook_size")}
+    overridden = "".join(text for row in study.rows for text in row.overrides)
+    asks_for_sizes = any(name for _, name, _, _ in Formatter().parse(overridden))
+    quantizer = _composed(overrides).quantizer if asks_for_sizes else {}
+    sizes = {name: quantizer.get(name) for name in SIZES}
     settings = {
         row.name: _settings_of_row([text.format(**sizes) for text in row.overrides], overrides) for row in study.rows
     }

@@ -324,9 +324,8 @@ def main(arguments: Sequence[str]) -> None:
     run = config_of(*asked.overrides)
     command = f"python -m experiments.{study.name} {' '.join(arguments)}".strip()
     content = content_of(study, found, store=Path(run.store.root), command=command, seconds=time.monotonic() - start)
-    content["data"] |= {"name": _data_name(asked, content["data"]["name"])}
-    content["notes"] += notes
-    finish(study, content, run)
+    data = content.data.model_copy(update={"name": _data_name(asked, content.data.name)})
+    finish(study, content.model_copy(update={"data": data, "notes": (*content.notes, *notes)}), run)
 
 
 def _key_and_value(argument: str) -> tuple[str, str]:

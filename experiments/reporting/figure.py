@@ -1,9 +1,9 @@
 """A study's picture: the compared scores of every row, a dot a seed, the mean and its interval."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from experiments.result import RowResult, read_result
 
 OURS, CONTROL, PAPER = "#2a6fb0", "#8a8a8a", "#c2571a"
 
@@ -19,9 +19,9 @@ def draw(folder: Path, store: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    content = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    rows = [row for row in content["rows"] if row["runs"]]
-    scores = content["compared"]
+    content = read_result(folder)
+    rows = [row for row in content.rows if row.runs]
+    scores = content.compared
     figure = Figure(figsize=(3 + 4.5 * len(scores), 1.4 + 0.45 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
     for axes, score in zip(panels, scores, strict=True):
@@ -30,20 +30,20 @@ def draw(folder: Path, store: Path) -> None:
         axes.set_xlabel(score)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(range(len(rows)), [row["name"] + (" (control)" if row["control"] else "") for row in rows])
+    panels[0].set_yticks(range(len(rows)), [row.name + (" (control)" if row.control else "") for row in rows])
     panels[0].invert_yaxis()
-    figure.suptitle(f"{content['title']}: a dot a training seed, the mean, its 95 % interval", fontsize="medium")
+    figure.suptitle(f"{content.title}: a dot a training seed, the mean, its 95 % interval", fontsize="medium")
     figure.savefig(folder / "figure.png", dpi=150)
 
 
-def _draw_row(axes: Any, place: int, row: Mapping[str, Any], score: str) -> None:  # noqa: ANN401  # lazily imported
-    values = [run["scores"][score] for run in row["runs"] if run["scores"][score] is not None]
+def _draw_row(axes: Any, place: int, row: RowResult, score: str) -> None:  # noqa: ANN401  # lazily imported
+    values = [value for run in row.runs if (value := run.scores[score]) is not None]
     if not values:
         return
-    color = CONTROL if row["control"] else OURS
-    if score in row["interval"]:
-        axes.plot(row["interval"][score], [place, place], color=color, linewidth=2, alpha=0.5)
+    color = CONTROL if row.control else OURS
+    if interval := row.interval.get(score):
+        axes.plot(interval, [place, place], color=color, linewidth=2, alpha=0.5)
     axes.scatter(values, [place] * len(values), s=20, color=color, alpha=0.6)
-    axes.scatter([row["mean"][score]], [place], s=140, marker="|", color=color)
-    if score in row["paper"]:
-        axes.scatter([row["paper"][score]], [place], s=30, marker="v", color=PAPER)
+    axes.scatter([row.mean[score]], [place], s=140, marker="|", color=color)
+    if score in row.paper:
+        axes.scatter([row.paper[score]], [place], s=30, marker="v", color=PAPER)

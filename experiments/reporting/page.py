@@ -6,13 +6,11 @@ is text on it, whatever it looks like.
 """
 
 import base64
-import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -21,29 +19,19 @@ from experiments.reporting import words
 from experiments.reporting.samples import Group, Source, read_groups
 from experiments.reporting.trained import codebooks, training_curves
 from experiments.reporting.views import cells, charts, claim_plot
+from experiments.result import StudyResult, read_result
 from leadre.artifacts import ArtifactError
 from leadre.report.report import duration
 from leadre.report.table import decimals
 
 USERS_EACH = 2
-VERDICTS = ("holds", "fails", "undecided")
-NEEDED = {
-    "a study": (
-        *("study", "title", "question", "command", "date", "seeds"),
-        *("users", "data", "columns", "compared", "rows", "claims"),
-    ),
-    "a row": ("name", "control", "system", "overrides", "paper", "not_run", "mean", "interval", "change", "runs"),
-    "a claim": ("text", "better", "worse", "on", "control", "verdict", "why", "difference", "control_difference"),
-    "a run": ("seed", "key", "path", "scores", "steps", "tokens", "stages"),
-}
-"""What a ``result.json`` must have for a page to be made of it."""
 
 
 class Found(NamedTuple):
-    """A study of the index: where its newest run is, its ``result.json``, its page, and the number of older runs."""
+    """A study of the index: where its newest run is, what it found, its page, and the number of older runs."""
 
     folder: Path
-    result: Mapping[str, Any]
+    result: StudyResult
     page: str | None
     older: int
 
@@ -65,9 +53,9 @@ def write_page(folder: Path, store: Path) -> Path:
     content = _environment().get_template("report.html").render(
         result=result,
         counts=verdict_counts(result),
-        claims=[(claim, claim_plot(result, claim)) for claim in result["claims"]],
-        table=[(row, cells(result, row)) for row in result["rows"]],
-        charts=[chart for score in result["compared"] for chart in charts(result, score)],
+        claims=[(claim, claim_plot(result, claim)) for claim in result.claims],
+        table=[(row, cells(result, row)) for row in result.rows],
+        charts=[chart for score in result.compared for chart in charts(result, score)],
         curves=training_curves(result, store, gaps),
         codebooks=codebooks(result, store, gaps),
         groups=_groups(result, store, gaps),
@@ -91,15 +79,15 @@ def write_index(studies: Path) -> Path:
         except ValueError as error:
             broken.append(str(error))
             continue
-        key = (result["study"], result["command"])
+        key = (result.study, result.command)
         page = path.parent / "report.html"
         link = quote(page.relative_to(studies).as_posix()) if page.exists() else None
         before = newest.get(key)
-        if before is None or result["date"] >= before.result["date"]:
+        if before is None or result.date >= before.result.date:
             newest[key] = Found(path.parent, result, link, before.older + 1 if before else 0)
         else:
             newest[key] = before._replace(older=before.older + 1)
-    found = sorted(newest.values(), key=lambda one: (one.result["study"], one.result["command"]))
+    found = sorted(newest.values(), key=lambda one: (one.result.study, one.result.command))
     total = sum((verdict_counts(one.result) for one in found), Counter[str]())
     content = _environment().get_template("index.html").render(
         found=[(one, verdict_counts(one.result)) for one in found], total=total, broken=broken
@@ -107,27 +95,9 @@ def write_index(studies: Path) -> Path:
     return _write(studies / "index.html", content)
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """The ``result.json`` of a study, looked over.
-
-    Raises:
-        ValueError: If there is none, or if it is none of a study.
-    """
-    path = folder / "result.json"
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)  # NaN: no number
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): run the study, which writes it") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is broken, it is no JSON ({error}): run the study again") from error
-    if lacking := next(_lacking(result), None):
-        raise ValueError(f"{path} is no result of a study: {lacking}; run the study again, or remove the folder")
-    return dict(result)
-
-
-def verdict_counts(result: Mapping[str, Any]) -> Counter[str]:
+def verdict_counts(result: StudyResult) -> Counter[str]:
     """How many claims hold, fail, and are undecided."""
-    return Counter(claim["verdict"] for claim in result["claims"])
+    return Counter(claim.verdict for claim in result.claims)
 
 
 def _write(path: Path, content: str) -> Path:
@@ -154,38 +124,17 @@ def _environment() -> Environment:
     return environment
 
 
-def _lacking(result: object) -> Iterator[str]:
-    yield from _lacks("a study", result)
-    if not result["rows"]:  # type: ignore[index]
-        yield "it has no rows"
-    for row in result["rows"]:  # type: ignore[index]
-        yield from _lacks("a row", row)
-        for run in row["runs"]:
-            yield from _lacks("a run", run)
-    for claim in result["claims"]:  # type: ignore[index]
-        yield from _lacks("a claim", claim)
-        if claim["verdict"] not in VERDICTS:
-            yield f"the verdict of a claim is {claim['verdict']!r}, but must be one of {', '.join(VERDICTS)}"
-
-
-def _lacks(what: str, found: object) -> Iterator[str]:
-    if not isinstance(found, dict):
-        yield f"{what} is no mapping"
-    elif missing := [name for name in NEEDED[what] if name not in found]:
-        yield f"{what} lacks {', '.join(missing)}"
-
-
-def _groups(result: Mapping[str, Any], store: Path, gaps: list[str]) -> list[Group]:
+def _groups(result: StudyResult, store: Path, gaps: list[str]) -> list[Group]:
     """Users of the first row beside those of the row that the first claim sets against it, or else of the next."""
-    ran = {row["name"]: row for row in result["rows"] if row["runs"]}
+    ran = {row.name: row for row in result.rows if row.runs}
     if not ran:
         return []
     first = next(iter(ran))
-    against = [{claim["better"], claim["worse"]} for claim in result["claims"]]
+    against = [{claim.better, claim.worse} for claim in result.claims]
     rivals = [name for pair in against if first in pair for name in pair - {first} if name in ran]
     rival = [*rivals, *(name for name in ran if name != first)][:1]
     for shown in ([first, *rival], [first]):  # a row whose lists are not kept need not hide those of the first
-        sources = [Source(name, ran[name]["system"], store / ran[name]["runs"][0]["path"]) for name in shown]
+        sources = [Source(name, ran[name].system, store / ran[name].runs[0].path) for name in shown]
         try:
             return read_groups(sources, users_each=USERS_EACH)
         except (ArtifactError, OSError, ValueError, KeyError) as error:

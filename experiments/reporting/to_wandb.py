@@ -18,11 +18,12 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 
 from experiments.lineage import Built, lineage
-from experiments.reporting.page import read_result
+from experiments.reporting.trained import trained
+from experiments.result import RowResult, Run, StudyResult, read_result
 from leadre import tables
 from leadre.artifacts import verify
 from leadre.report.curves import draw_codebooks
-from leadre.training.logs import FINISH_S, INIT_S, first_line, has_wandb_key, is_wandb_disabled, read_metrics
+from leadre.training.logs import FINISH_S, INIT_S, first_line, has_wandb_key, is_wandb_disabled
 
 Mode = Literal["online", "offline"]
 Cells = tuple[list[str], list[list[Any]]]
@@ -99,7 +100,7 @@ def log_study(folder: Path, store: Path, *, project: str, entity: str | None, mo
         return Logged((), (), folder / "wandb")
     result = read_result(folder)
     mode = mode or ("online" if has_wandb_key() else "offline")
-    place = {"group": result["study"], "project": project, "entity": entity}
+    place: dict[str, Any] = {"group": result.study, "project": project, "entity": entity}
     sent: list[str] = []
     offline: list[str] = []
     with TemporaryDirectory() as pictures:
@@ -129,44 +130,44 @@ def sync_command(folder: Path) -> str:
     return f"wandb sync {folder / 'wandb'}/offline-run-*"
 
 
-def run_id(study: str, row: str, run: Mapping[str, Any]) -> str:
+def run_id(study: str, row: str, run: Run) -> str:
     """The id of the W&B run of a row and seed: other settings or data make another run."""
-    return _id(study, row, run["seed"], run["key"])
+    return _id(study, row, run.seed, run.key)
 
 
-def study_id(result: Mapping[str, Any]) -> str:
+def study_id(result: StudyResult) -> str:
     """The id of the W&B run of the study itself: other results make another run."""
-    return _id(result["study"], *sorted(run["key"] for row in result["rows"] for run in row["runs"]))
+    return _id(result.study, *sorted(run.key for row in result.rows for run in row.runs))
 
 
 def _id(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def entries_of(result: Mapping[str, Any], store: Path, pictures: Path) -> Iterator[Entry]:
+def entries_of(result: StudyResult, store: Path, pictures: Path) -> Iterator[Entry]:
     """What is logged of each row and seed.
 
     Args:
-        result: The content of ``result.json``.
+        result: What the study found.
         store: The store that the results lie in.
         pictures: A folder to draw codebooks in, each once.
 
     Raises:
         ArtifactError: If a stored result that is read is missing or broken.
     """
-    for row in result["rows"]:
-        for run in row["runs"]:
-            made_of = _made_of(store / run["path"]) if run.get("path") else []
+    for row in result.rows:
+        for run in row.runs:
+            made_of = _made_of(store / run.path)
             folders = {one.stage: one.path for one in made_of}
             yield Entry(
-                id=run_id(result["study"], row["name"], run),
-                name=f"{row['name']}, seed {run['seed']}",
-                job_type=row["name"],
-                tags=_tags(result["study"], row["name"], f"seed {run['seed']}", *["control"] * row["control"]),
+                id=run_id(result.study, row.name, run),
+                name=f"{row.name}, seed {run.seed}",
+                job_type=row.name,
+                tags=_tags(result.study, row.name, f"seed {run.seed}", *["control"] * row.control),
                 config=_config(result, row, run, made_of),
-                summary=_numbers(run["scores"]) | _numbers({name: run.get(name) for name in ("steps", "tokens")}),
+                summary=_numbers(run.scores) | _numbers({"steps": run.steps, "tokens": run.tokens}),
                 curves=list(curves(run, store)),
-                tables=_lists(folders, row["system"]),
+                tables=_lists(folders, row.system),
                 shown=_codebooks(folders, pictures),
             )
 
@@ -181,16 +182,29 @@ def _made_of(path: Path) -> list[Built]:
     return made_of
 
 
-def study_entry(result: Mapping[str, Any], folder: Path) -> Entry:
+def study_entry(result: StudyResult, folder: Path) -> Entry:
     """What is logged of the study: the tables of its rows and claims, its picture, its page, and all its files."""
-    told = ("title", "question", "command", "date", "git", "dirty", "seeds", "users", "data", "builds", "notes")
-    verdicts = [claim["verdict"] for claim in result["claims"]]
+    told = {
+        "study",
+        "title",
+        "question",
+        "command",
+        "date",
+        "git",
+        "dirty",
+        "seeds",
+        "users",
+        "data",
+        "builds",
+        "notes",
+    }
+    verdicts = [claim.verdict for claim in result.claims]
     return Entry(
         id=study_id(result),
-        name=result["study"],
+        name=result.study,
         job_type="study",
-        tags=_tags(result["study"], "study"),
-        config={"study": result["study"], **{name: result.get(name) for name in told}},
+        tags=_tags(result.study, "study"),
+        config=result.model_dump(mode="json", include=told),
         summary={name: float(verdicts.count(name)) for name in ("holds", "fails", "undecided")},
         tables={ROWS: _rows_table(result), CLAIMS: _claims_table(result)},
         shown={name: folder / file for name, file in SHOWN.items() if (folder / file).is_file()},
@@ -198,27 +212,19 @@ def study_entry(result: Mapping[str, Any], folder: Path) -> Entry:
     )
 
 
-def curves(run: Mapping[str, Any], store: Path) -> Iterator[dict[str, float]]:
-    """The training curves of one row and seed, its stages one after another; a name begins with its stage.
-
-    Stages that follow each other count their steps on, so that EX, IM and Main are one curve.
-    """
-    start = 0
-    for stage in run.get("stages", []):
-        folder = store / stage["stage"] / stage["key"]
-        if not folder.is_dir():
-            log.warning("%s is no longer in the store: its training curve is left out", folder)
-        for row in read_metrics(folder / "metrics.jsonl"):
-            told = {f"{stage['stage']}/{name}": value for name, value in row.items() if name != "step"}
-            yield {STEP: start + row["step"], **told}
-        start += stage["steps"] or 0
+def curves(run: Run, store: Path) -> Iterator[dict[str, float]]:
+    """The training curves of one row and seed, its stages one after another; a name begins with its stage."""
+    gaps: list[str] = []
+    for one in trained(run, store, gaps):
+        for row in one.rows:
+            yield {STEP: row["step"]} | {f"{one.stage.stage}/{name}": row[name] for name in row if name != "step"}
+    for gap in gaps:
+        log.warning("%s", gap)
 
 
-def _config(
-    result: Mapping[str, Any], row: Mapping[str, Any], run: Mapping[str, Any], made_of: Sequence[Built]
-) -> dict[str, Any]:
+def _config(result: StudyResult, row: RowResult, run: Run, made_of: Sequence[Built]) -> dict[str, Any]:
     """What a run was made with: the settings of every stage; of a stage that comes several times, by its name."""
-    names = {(stage["stage"], stage["key"]): stage["name"] for stage in run.get("stages", [])}
+    names = {(stage.stage, stage.key): stage.name for stage in run.stages}
     settings: dict[str, Any] = {}
     for one in made_of:
         if one.config is not None and (one.stage, one.key) in names:
@@ -226,10 +232,10 @@ def _config(
             alike[f"{name} {one.key}" if name in alike else name] = one.config
         elif one.config is not None:
             settings[one.stage] = one.config
-    about = {name: row.get(name) for name in ("system", "control", "overrides")}
-    told = {name: result.get(name) for name in ("study", "command", "git", "dirty", "data")}
-    keys = {"key": run["key"], "made_of": [f"{one.stage}/{one.key}" for one in made_of]}
-    return {**told, "row": row["name"], "seed": run["seed"], **about, **keys, "stages": settings}
+    about = row.model_dump(mode="json", include={"system", "control", "overrides"})
+    told = result.model_dump(mode="json", include={"study", "command", "git", "dirty", "data"})
+    keys = {"key": run.key, "made_of": [f"{one.stage}/{one.key}" for one in made_of]}
+    return {**told, "row": row.name, "seed": run.seed, **about, **keys, "stages": settings}
 
 
 def _tags(*names: str) -> tuple[str, ...]:
@@ -273,28 +279,27 @@ def _lists(folders: Mapping[str, Path], system: str) -> dict[str, Cells]:
     return {LISTS: (["user", "clicked", "rank of it", *(f"ad {place + 1}" for place in range(NUM_ADS))], rows)}
 
 
-def _rows_table(result: Mapping[str, Any]) -> Cells:
-    columns, compared = result["columns"], result["compared"]
+def _rows_table(result: StudyResult) -> Cells:
+    columns, compared = result.columns, result.compared
     intervals = [f"{name}, {end}" for name in compared for end in ("low", "high")]
     head = ["row", "system", "control", "seeds", *columns, *intervals, *(f"{name}, paper" for name in columns)]
     body = []
-    for row in result["rows"]:
-        ends = [end for name in compared for end in row.get("interval", {}).get(name) or (None, None)]
-        means, paper = row.get("mean") or {}, row.get("paper") or {}
-        told = [row["name"], row["system"], row["control"], len(row["runs"]), *map(means.get, columns), *ends]
-        body.append([*told, *map(paper.get, columns), row.get("not_run")])
+    for row in result.rows:
+        ends = [end for name in compared for end in row.interval.get(name) or (None, None)]
+        told = [row.name, row.system, row.control, len(row.runs), *map(row.mean.get, columns), *ends]
+        body.append([*told, *map(row.paper.get, columns), row.not_run])
     return [*head, "not run"], body
 
 
-def _claims_table(result: Mapping[str, Any]) -> Cells:
+def _claims_table(result: StudyResult) -> Cells:
     effect = ("mean", "low", "high", "p_holm")
     plain = ("text", "source", "better", "worse", "on", "verdict", "why", "users_needed", "paper_change", "our_change")
     pairs = [(kind, name) for kind in ("difference", "control_difference") for name in effect]
     head = [*plain, *(f"{kind.replace('_', ' ')}, {name}" for kind, name in pairs)]
-    rows = [
-        [*map(claim.get, plain), *((claim.get(kind) or {}).get(name) for kind, name in pairs)]
-        for claim in result["claims"]
-    ]
+    rows = []
+    for claim in result.claims:
+        content = claim.model_dump()
+        rows.append([*map(content.get, plain), *((content[kind] or {}).get(name) for kind, name in pairs)])
     return head, rows
 
 

@@ -75,17 +75,14 @@ def tick(value: float) -> str:
     return f"{value:.6g}".replace("-", "−")
 
 
-def day(date: str) -> str:
-    """The day and the minute of an ISO date; any other text as it is.
+def day(date: datetime) -> str:
+    """The day and the minute.
 
     Example:
-        >>> day("2026-11-02T20:15:07+00:00"), day("yesterday")
-        ('2 November 2026, 20:15', 'yesterday')
+        >>> day(datetime(2026, 11, 2, 20, 15, 7))
+        '2 November 2026, 20:15'
     """
-    try:
-        return f"{datetime.fromisoformat(date):%d %B %Y, %H:%M}".lstrip("0")
-    except ValueError:
-        return date
+    return f"{date:%d %B %Y, %H:%M}".lstrip("0")
 
 
 def capital(text: str) -> str:

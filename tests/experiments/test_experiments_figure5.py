@@ -13,6 +13,7 @@ from experiments import figure5_sequence_length as figure5
 from experiments.figure5_curves import LOST, curves, draw, read
 from experiments.figure5_score import CompareConfig, compare
 from experiments.figure5_shorten import DOMAINS, FULL, Cut, ShortenConfig, cut_history, picks, shorten, with_draws
+from experiments.result import StudyResult, read_result, write_result
 from experiments.run import run_study
 from experiments.study import configured, settings_of
 from leadre import pipeline, tables
@@ -319,15 +320,26 @@ def test_curves_are_means_over_seeds_and_users_by_bucket(tmp_path):
     assert whole.select("removed", "mean", "low", "high").unique().rows() == [(0, 1.0, 1.0, 1.0)]
 
 
+def _write_rows(folder, *runs):
+    about = {"control": False, "system": FULL, "overrides": [], "paper": {}, "not_run": None}
+    about |= {"mean": {}, "interval": {}, "change": {}}
+    rows = [about | {"name": f"row {number}", "runs": of_row} for number, of_row in enumerate(runs)]
+    told = {"study": "figure5", "title": "", "question": "", "command": "", "date": "2026-11-21T20:15:00Z"}
+    told |= {"git": None, "dirty": False, "seconds": 1.0, "seeds": [0], "users": 6, "data": {"name": "by hand"}}
+    told |= {"columns": [], "compared": [], "confidence": 0.95, "claims": [], "builds": {"asked": 1, "built": 1}}
+    write_result(folder, StudyResult.model_validate(told | {"rows": rows, "notes": []}))
+
+
 def test_curves_are_drawn_from_what_a_study_names(tmp_path):
     _per_user(tmp_path / "dice" / "a", [0.5] * 6, [1] * 6)
     folder = tmp_path / "studies"
     folder.mkdir()
-    (folder / "result.json").write_text(json.dumps({"rows": [{"runs": []}, {"runs": [{"path": "dice/a"}]}]}))
+    run = {"seed": 0, "key": "a", "path": "dice/a", "scores": {}, "steps": None, "tokens": None}
+    _write_rows(folder, [], [run])
     draw(folder, tmp_path)
     assert pl.read_csv(folder / "curves.csv").height == 2 * 4 * 4
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
-    (folder / "result.json").write_text(json.dumps({"rows": [{"runs": []}]}))
+    _write_rows(folder, [])
     with pytest.raises(ValueError, match="has no row that was run: there is nothing to draw"):
         draw(folder, tmp_path)
 
@@ -367,10 +379,10 @@ def test_the_whole_study_runs_and_goes_on_after_a_kill(tmp_path, capsys):
     run_study(study, ["seeds=0,1", *overrides])
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     folder = Path(told["folder"])
-    result = json.loads((folder / "result.json").read_text())
-    assert [row["not_run"] for row in result["rows"]] == [None] * len(figure5.ROWS)
-    assert len({run["path"] for row in result["rows"] for run in row["runs"]}) == 2
-    assert result["rows"][0]["mean"]["Dice@8"] == 1
+    result = read_result(folder)
+    assert [row.not_run for row in result.rows] == [None] * len(figure5.ROWS)
+    assert len({run.path for row in result.rows for run in row.runs}) == 2
+    assert result.rows[0].mean["Dice@8"] == 1
     assert all((folder / name).is_file() for name in ("table.md", "report.html", "curves.csv", "figure.png"))
     figure5._shortened.cache_clear()
     before = sorted(tmp_path.glob("*/*/manifest.json"))

@@ -66,7 +66,7 @@ def test_measures_are_columns_behind_the_scores(scores, tmp_path):
     assert grid.head[1:5] == ("HR@8", *STUDY.measures)
     assert grid.rows[0][1:5] == ("0.2500 ±0.0000", "4.0000 ±0.0000", "0.4167 ±0.0000", "250.0 ±0.0")
     assert grid.rows[0][5:] == ("7", "1.50")  # steps and tokens of the tuning behind it
-    assert content["rows"][0]["runs"][0]["scores"]["distinct ads"] == 4.0
+    assert content.rows[0].runs[0].scores["distinct ads"] == 4.0
 
 
 def test_lists_that_a_killed_run_had_made_have_no_pace(tmp_path, monkeypatch):

@@ -10,9 +10,11 @@ import polars as pl
 import pytest
 
 import experiments
+from experiments import content as module
 from experiments import run, study
 from experiments.content import _tokens, content_of, of_users
 from experiments.reporting.tables import grid_of, write_tables
+from experiments.result import Builds, Difference, read_result, write_result
 from experiments.run import run_study
 from experiments.study import Claim, Found, Row, Study, configured, run_rows, seeds_and_overrides, settings_of
 from leadre.artifacts import Store
@@ -94,34 +96,34 @@ def test_a_row_tells_mean_half_range_change_and_the_papers_number(content):
 
 
 def test_every_number_names_the_result_behind_it_and_what_its_tuning_cost(content, tmp_path):
-    for row in content["rows"]:
-        for told in row["runs"]:
-            path = tmp_path / told["path"]
-            assert json.loads((path / "manifest.json").read_text())["key"] == told["key"]
-            assert json.loads((path / "scores.json").read_text())["systems"]["LEADRE"]["HR@8"] == told["scores"]["HR@8"]
-            assert [(stage["name"], stage["steps"]) for stage in told["stages"]] == [("sft: main", 10)]
-            assert (told["steps"], told["tokens"]) == (10, 3000)
-    assert content["builds"] == {"asked": 18, "built": 12}, "three tunings are shared by all rows"
+    for row in content.rows:
+        for told in row.runs:
+            path = tmp_path / told.path
+            assert json.loads((path / "manifest.json").read_text())["key"] == told.key
+            assert json.loads((path / "scores.json").read_text())["systems"]["LEADRE"]["HR@8"] == told.scores["HR@8"]
+            assert [(stage.name, stage.steps) for stage in told.stages] == [("sft: main", 10)]
+            assert (told.steps, told.tokens) == (10, 3000)
+    assert content.builds == Builds(asked=18, built=12), "three tunings are shared by all rows"
 
 
 def test_claims_are_judged_by_their_intervals_seeds_and_controls(content):
-    verdicts = {claim["text"]: claim["verdict"] for claim in content["claims"]}
+    verdicts = {claim.text: claim.verdict for claim in content.claims}
     assert verdicts == {
         "green beats red": "holds",
         "red beats green": "fails",
         "blue beats red": "undecided",
         "green beats gray": "undecided",
     }
-    green, red, blue, gray = content["claims"]
-    assert green["difference"]["mean"] == pytest.approx(0.5)
-    assert green["difference"]["low"] < 0.5 < green["difference"]["high"]
-    assert green["control_difference"]["mean"] == pytest.approx(-0.05)
-    assert green["difference"]["p_holm"] >= green["difference"]["p"]
-    assert green["our_change"] == pytest.approx(0.605 / 0.105 - 1)
-    assert red["control_difference"] == green["control_difference"]
-    assert (blue["why"], blue["difference"], blue["paper_change"]) == ("blue was not run", None, pytest.approx(1.0))
-    assert gray["why"] == "its negative control was not run with three seeds"
-    assert green["excess"]["mean"] == pytest.approx(0.55)
+    green, red, blue, gray = content.claims
+    assert green.difference.mean == pytest.approx(0.5)
+    assert green.difference.low < 0.5 < green.difference.high
+    assert green.control_difference.mean == pytest.approx(-0.05)
+    assert green.difference.p_holm >= green.difference.p
+    assert green.our_change == pytest.approx(0.605 / 0.105 - 1)
+    assert red.control_difference == green.control_difference
+    assert (blue.why, blue.difference, blue.paper_change) == ("blue was not run", None, pytest.approx(1.0))
+    assert gray.why == "its negative control was not run with three seeds"
+    assert green.excess.mean == pytest.approx(0.55)
 
 
 def test_with_fewer_than_three_seeds_nothing_holds(found, tmp_path):
@@ -129,8 +131,8 @@ def test_with_fewer_than_three_seeds_nothing_holds(found, tmp_path):
         {name: {0: runs[0], 1: runs[1]} for name, runs in found.scores.items() if runs} | {"blue": {}}, {}, [0, 1]
     )
     content = content_of(STUDY, two, store=tmp_path, command="", seconds=0.0)
-    assert {claim["verdict"] for claim in content["claims"]} == {"undecided"}
-    assert "Fewer than three seeds: no claim may rest on this table." in content["notes"]
+    assert {claim.verdict for claim in content.claims} == {"undecided"}
+    assert "Fewer than three seeds: no claim may rest on this table." in content.notes
 
 
 def test_the_tables_show_the_hole_and_why(content, tmp_path):
@@ -142,7 +144,7 @@ def test_the_tables_show_the_hole_and_why(content, tmp_path):
         lines = list(csv.DictReader(file))
     assert len(lines) == 10
     assert [line["not_run"] for line in lines if line["row"] == "blue"] == ["seed 0: ValueError: no weights"]
-    assert lines[0]["scores"] == content["rows"][0]["runs"][0]["key"]
+    assert lines[0]["scores"] == content.rows[0].runs[0].key
 
 
 def test_ranks_give_hits_and_gains_as_by_hand_and_other_scores_have_columns(tmp_path):
@@ -192,11 +194,11 @@ def test_a_row_that_fails_half_way_does_not_stop_the_others(tmp_path, monkeypatc
     (folder,) = (tmp_path / "store" / "studies" / "colors").iterdir()
     assert last["folder"] == str(folder)
     assert {path.name for path in folder.iterdir()} == {"result.json", "table.md", "table.csv", "figure.png"}
-    content = json.loads((folder / "result.json").read_text())
-    assert content["command"].startswith("python -m experiments.colors seeds=3,4,5 store.root=")
-    runs = {row["name"]: [told["seed"] for told in row["runs"]] for row in content["rows"]}
+    content = read_result(folder)
+    assert content.command.startswith("python -m experiments.colors seeds=3,4,5 store.root=")
+    runs = {row.name: [told.seed for told in row.runs] for row in content.rows}
     assert runs == {"red": [3, 4, 5], "green": [3, 4, 5], "blue": [3], "gray": [3, 4, 5]}
-    assert content["rows"][2]["not_run"] == "seed 4: RuntimeError: the disk is full"
+    assert content.rows[2].not_run == "seed 4: RuntimeError: the disk is full"
 
 
 def test_a_study_of_which_no_row_can_run_says_why(tmp_path, monkeypatch):
@@ -242,6 +244,16 @@ def test_a_rows_own_settings_win_and_the_studys_groups_that_it_replaces_are_left
         "rqvae": typed,
         "random": ["lm.seed=3", "quantizer=random", "quantizer.levels=4", "quantizer.codebook_size=256"],
     }
+
+
+def test_the_studys_quantizer_is_composed_only_where_a_row_names_its_sizes(monkeypatch):
+    composed = []
+    compose = study._composed
+    monkeypatch.setattr(study, "_composed", lambda overrides: composed.append(overrides) or compose(overrides))
+    settings_of(STUDY._replace(rows=(Row("all", ()), Row("one", ("sft.stages=[{{main: 2}}]",)))), [])
+    assert composed == []
+    settings_of(STUDY._replace(rows=(Row("all", ()), Row("flat", ("quantizer.levels={levels}",)))), [])
+    assert composed == [[]]
 
 
 def test_what_the_rows_differ_in_may_not_be_set():
@@ -322,13 +334,39 @@ def test_a_score_or_a_system_that_the_data_does_not_have_leaves_a_hole_and_not_a
     given = STUDY._replace(rows=rows, claims=claims, compared=("HR@8", "Value@8"))
     scores = {**found.scores, "oracle": found.scores["red"]}
     content = content_of(given, found._replace(scores=scores), store=tmp_path, command="", seconds=0.0)
-    assert content["rows"][-1]["not_run"] == "these runs have no oracle"
-    assert content["rows"][-1]["runs"] == []
-    assert list(content["rows"][0]["interval"]) == ["HR@8"]
-    worth = content["claims"][-1]
-    assert (worth["verdict"], worth["difference"]) == ("undecided", None)
-    assert "Value@8 is no score of users" in worth["why"]
-    assert content["claims"][0]["difference"]["p_holm"] > 4 * content["claims"][0]["difference"]["p"], "five claims"
+    assert content.rows[-1].not_run == "these runs have no oracle"
+    assert content.rows[-1].runs == ()
+    assert list(content.rows[0].interval) == ["HR@8"]
+    worth = content.claims[-1]
+    assert (worth.verdict, worth.difference) == ("undecided", None)
+    assert "Value@8 is no score of users" in worth.why
+    assert content.claims[0].difference.p_holm > 4 * content.claims[0].difference.p, "five claims"
+
+
+def test_what_is_written_is_read_again(content, tmp_path):
+    write_result(tmp_path, content)
+    assert read_result(tmp_path) == content
+    assert not list(tmp_path.glob("*.part"))
+    told = json.loads((tmp_path / "result.json").read_text())
+    assert list(told) == list(type(content).model_fields)
+    assert told["rows"][0]["runs"][0]["stages"][0]["name"] == "sft: main"
+    assert told["claims"][0]["difference"]["users"] == USERS
+
+
+def test_no_number_is_written_as_none(content, tmp_path):
+    wrong = Difference(mean=float("nan"), low=0, high=0)
+    claims = (content.claims[0].model_copy(update={"difference": wrong}),)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_result(tmp_path, content.model_copy(update={"claims": claims}))
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_score_of_a_result_is_read_once_however_many_claims_ask_for_it(found, tmp_path, monkeypatch):
+    seen = []
+    read = module.column
+    monkeypatch.setattr(module, "column", lambda *place: seen.append(place) or read(*place))
+    content_of(STUDY, found, store=tmp_path, command="", seconds=0.0)
+    assert len(seen) == len(set(seen)) == 9, "three rows with three seeds"
 
 
 def test_rows_of_other_users_are_not_compared(found, tmp_path):
@@ -336,18 +374,22 @@ def test_rows_of_other_users_are_not_compared(found, tmp_path):
     frame = pl.read_parquet(path)
     frame.with_columns(user_id="x" + pl.col("user_id")).write_parquet(path)
     content = content_of(STUDY, found, store=tmp_path, command="", seconds=0.0)
-    assert content["claims"][0]["why"] == "green and red do not score the same users"
+    assert content.claims[0].why == "green and red do not score the same users"
 
 
 def test_a_change_is_told_over_the_seeds_that_both_rows_have(found, tmp_path):
     half = {**found.scores, "green": {2: found.scores["green"][2]}}
     content = content_of(STUDY, found._replace(scores=half), store=tmp_path, command="", seconds=0.0)
-    assert content["rows"][1]["change"]["HR@8"] == pytest.approx(122 / 22 - 1)
+    assert content.rows[1].change["HR@8"] == pytest.approx(122 / 22 - 1)
 
 
 def test_rows_that_are_said_to_read_as_much_must_do_so(found, tmp_path):
     claims = (STUDY.claims[0]._replace(same_tokens=True),)
     content = content_of(STUDY._replace(claims=claims), found, store=tmp_path, command="", seconds=0.0)
-    assert content["claims"][0]["verdict"] == "holds"
-    rows = {"green": {"runs": [{"tokens": 1000}]}, "red": {"runs": [{"tokens": 1100}]}}
-    assert _tokens(claims[0], rows) == "the rows do not read as much as one another: 1,000 and 1,100 tokens"
+    assert content.claims[0].verdict == "holds"
+    red, green, *_ = content.rows
+    less, more = (
+        row.model_copy(update={"runs": (row.runs[0].model_copy(update={"tokens": tokens}),)})
+        for row, tokens in ((green, 1000), (red, 1100))
+    )
+    assert _tokens(less, more) == "the rows do not read as much as one another: 1,000 and 1,100 tokens"

@@ -11,6 +11,7 @@ from PIL import Image
 from experiments import table3_embedding_accuracy as table3
 from experiments.content import content_of, of_users
 from experiments.record import read_record
+from experiments.result import read_result
 from experiments.study import Found
 from experiments.table3_embedding_accuracy import CLAIMS, REFERENCES, choice, encoders, main
 from experiments.table3_lines import (
@@ -48,25 +49,25 @@ def left(store):
 
 @pytest.fixture(scope="module")
 def found(left):
-    return json.loads((left / "result.json").read_text())
+    return read_result(left)
 
 
 def test_the_whole_table_on_the_world_for_tests(found):
-    rows = {row["name"]: row for row in found["rows"]}
+    rows = {row.name: row for row in found.rows}
     references = [row.name for row in REFERENCES]
     assert list(rows) == ["lsa", "hashing", "hunyuan", "t5", *references, "lsa, texts exchanged"]
-    assert rows["t5"]["not_run"] == "the weights of google-t5/t5-base are not on this machine"
-    assert rows["t5"]["paper"] == paper_row("t5")
-    lsa, chance, exchanged = (rows[name]["mean"] for name in ("lsa", "chance", "lsa, texts exchanged"))
+    assert rows["t5"].not_run == "the weights of google-t5/t5-base are not on this machine"
+    assert rows["t5"].paper == paper_row("t5")
+    lsa, chance, exchanged = (rows[name].mean for name in ("lsa", "chance", "lsa, texts exchanged"))
     assert lsa["Top1"] > 0.9 > 5 * chance["Top1"]
-    assert lsa["Top10"] <= rows["at most"]["mean"]["Top10"]
+    assert lsa["Top10"] <= rows["at most"].mean["Top10"]
     assert abs(exchanged["Top50"] - chance["Top50"]) < 0.05
-    assert found["columns"] == found["compared"] == [f"Top{k}" for k in KS]  # no two ads of this world have one text
-    assert (found["users"], found["unit"]) == (192, "texts of ads")
-    assert found["data"]["name"].endswith("first-level categories")
-    assert "192 ads of 8 categories" in found["notes"][-3]
-    low, high = rows["hashing"]["interval"]["Top10"]
-    assert low < rows["hashing"]["mean"]["Top10"] < high
+    assert found.columns == found.compared == tuple(f"Top{k}" for k in KS)  # no two ads of this world have one text
+    assert (found.users, found.unit) == (192, "texts of ads")
+    assert found.data.name.endswith("first-level categories")
+    assert "192 ads of 8 categories" in found.notes[-3]
+    low, high = rows["hashing"].interval["Top10"]
+    assert low < rows["hashing"].mean["Top10"] < high
 
 
 def test_the_table_ends_as_a_study(left):
@@ -80,13 +81,13 @@ def test_the_table_ends_as_a_study(left):
 
 
 def test_of_too_few_seeds_even_a_large_difference_is_undecided(found):
-    assert [claim["text"] for claim in found["claims"]] == ["the words of an ad tell its category"]
-    claim = found["claims"][0]
-    assert claim["difference"]["low"] > 0.2
-    assert claim["control"] == ["lsa, texts exchanged", "random vectors, one a text"]
-    assert claim["control_difference"]["low"] < 0.05
-    assert claim["verdict"] == "undecided"
-    assert claim["why"].startswith("1 training seed: how much others would differ is not known")
+    assert [claim.text for claim in found.claims] == ["the words of an ad tell its category"]
+    claim = found.claims[0]
+    assert claim.difference.low > 0.2
+    assert claim.control == ("lsa, texts exchanged", "random vectors, one a text")
+    assert claim.control_difference.low < 0.05
+    assert claim.verdict == "undecided"
+    assert claim.why.startswith("1 training seed: how much others would differ is not known")
 
 
 def _whole_study(*arguments):
@@ -97,15 +98,15 @@ def _whole_study(*arguments):
 
 def test_claims_about_encoders_that_are_not_here_are_undecided(found, store):
     study = _whole_study("encoders=lsa,hunyuan,e5_large_instruct")
-    run = found["rows"][0]["runs"][0]
+    run = found.rows[0].runs[0]
     scores = {row.name: {} for row in study.rows}
-    scores["lsa"][0] = Result("accuracy", run["key"], store / run["path"], 0.0, reused=True)
+    scores["lsa"][0] = Result("accuracy", run.key, store / run.path, 0.0, reused=True)
     content = content_of(study, Found(scores, {}, [0]), store=store, command="", seconds=0.0)
-    claims = {claim["text"]: claim for claim in content["claims"]}
+    claims = {claim.text: claim for claim in content.claims}
     assert len(claims) == 2
     best = claims["e5_large_instruct is ahead of hunyuan, the paper's next among the first 50"]
-    assert (best["verdict"], best["why"]) == ("undecided", "e5_large_instruct was not run")
-    assert best["paper_change"] == pytest.approx(87.42 / 86.61 - 1)
+    assert (best.verdict, best.why) == ("undecided", "e5_large_instruct was not run")
+    assert best.paper_change == pytest.approx(87.42 / 86.61 - 1)
 
 
 def test_every_claim_is_about_rows_there_are_and_its_control_is_the_same_comparison_of_exchanged_texts():

@@ -8,8 +8,8 @@ import pytest
 
 from experiments import report_wandb
 from experiments.report_wandb import Asked, asked, build_report, curve_names, default_entity, main, reported, send
-from experiments.reporting.page import read_result
 from experiments.reporting.to_wandb import STEP, run_id, study_id
+from experiments.result import read_result
 from tests.experiments.wandb_server import ENTITY, KEY, STUDY, WandbServer, write_study
 
 
@@ -43,7 +43,7 @@ def test_of_the_runs_of_most_seeds_the_newest_is_taken(study, caplog):
     later = folder.with_name("2027-01-01_00-00-00")
     (later / "wandb").mkdir(parents=True)  # it was killed: it has no result
     assert reported(store / "studies", STUDY) == folder
-    result = read_result(folder)
+    result = json.loads((folder / "result.json").read_text())
     (later / "result.json").write_text(json.dumps(result))
     assert reported(store / "studies", STUDY) == later
     (later / "result.json").write_text(json.dumps(result | {"seeds": [0]}))
@@ -51,7 +51,9 @@ def test_of_the_runs_of_most_seeds_the_newest_is_taken(study, caplog):
     assert caplog.messages == []
     (later / "result.json").write_text("{}")
     assert reported(store / "studies", STUDY) == folder
-    assert caplog.messages[0].startswith(f"passed over: {later}/result.json is no result of a study: a study lacks")
+    assert caplog.messages[0].startswith(
+        f"passed over: {later}/result.json is no result of a study (study: field required; title"
+    )
 
 
 def test_an_unknown_study_is_refused_with_those_that_there_are(study, tmp_path):
@@ -106,7 +108,7 @@ def _check_spec(spec, result):
     assert [panel["viewType"] for panel in media] == [*["Weave"] * 2, *["Media Browser"] * 2]
     assert [panel["config"]["mediaKeys"] for panel in (*media[2:], more[1])] == [["figure"], ["page"], ["codebooks"]]
     assert [panel["viewType"] for panel in compared] == ["Run Comparer"]
-    ids = [run_id(STUDY, row["name"], run) for row in result["rows"] for run in row["runs"]]
+    ids = [run_id(STUDY, row.name, run) for row in result.rows for run in row.runs]
     asked_for = [json.dumps(grid["metadata"]["runSets"][0]["filters"]) for grid in grids]
     for text, which in zip(asked_for, (ids, ids, [study_id(result)], ids, ids), strict=True):
         assert all(name in text for name in which)
@@ -150,15 +152,17 @@ def test_without_a_key_it_is_told_what_to_do(study, monkeypatch):
 
 def test_a_broken_result_is_named(study):
     (study[0] / "result.json").write_text("{")
-    with pytest.raises(SystemExit, match=r"result.json is broken.*run the study again"):
+    with pytest.raises(SystemExit, match=r"result.json is broken.*run the study anew"):
         main([STUDY, f"store.root={study[1]}"])
 
 
 def test_a_row_without_runs_is_named(study):
-    result = read_result(study[0])
+    result = json.loads((study[0] / "result.json").read_text())
     del result["rows"][0]["runs"]
     (study[0] / "result.json").write_text(json.dumps(result))
-    with pytest.raises(SystemExit, match=r"result.json is no result of a study: a row lacks runs"):
+    with pytest.raises(
+        SystemExit, match=r"result.json is no result of a study \(rows\[0\]\.runs: field required\): run the"
+    ):
         main([STUDY, f"store.root={study[1]}"])
 
 
@@ -194,7 +198,7 @@ def test_a_server_gets_the_runs_and_the_report(study, server, tmp_path):
     result = read_result(study[0])
     (view,) = server.views
     _check_spec(json.loads(view["spec"]), result)
-    ids = {run_id(STUDY, row["name"], run) for row in result["rows"] for run in row["runs"]}
+    ids = {run_id(STUDY, row.name, run) for row in result.rows for run in row.runs}
     assert set(server.runs) == ids | {study_id(result)}  # what its panels show is there
     assert server.unknown == []
     assert _run(study, tmp_path, "draft", **given).returncode == 0

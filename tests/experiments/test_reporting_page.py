@@ -7,10 +7,12 @@ from html.parser import HTMLParser
 import pytest
 
 from experiments.reporting import page as module
-from experiments.reporting.page import read_result, write_index, write_page
+from experiments.reporting.page import write_index, write_page
 from experiments.reporting.plots import Curve, curves, plot, spanning, steps_down
 from experiments.reporting.samples import Ad, Group, Listed, Passage, Piece, Prompt, Sample
+from experiments.reporting.trained import trained
 from experiments.reporting.views import cells, charts, claim_plot
+from experiments.result import ClaimResult, Run, StudyResult, read_result
 
 HOSTILE = "<script>alert('x')</script><img src=https://example.com/a.png onerror=alert(1)>\u202egnp\ud800"
 
@@ -148,7 +150,8 @@ def test_the_page_tells_verdicts_numbers_the_papers_numbers_and_holes(study, tmp
     text = " ".join(Tags(path.read_text(encoding="utf-8")).text.split())
     for told in (
         "1 fails", "2 undecided", "3,236 test users", "2 seeds (0, 1)", "21 November 2026, 20:15",
-        "15 of 48 stages built", "commit 0123456789 and changes", "Order helps", "The interval holds zero.",
+        "15 distinct results where rows that share nothing would have 48",
+        "commit 0123456789 and changes", "Order helps", "The interval holds zero.",
         "in order − mixed +10.0 % (−5.0 % to +25.0 %)", "control: shuffled − mixed not measured",
         "the paper, on its own data +25.0 %", "p 0.080 after Holm, 0.040 alone", "about 4,321 users",
         "LEADRE 5.2.2.", "0.2200 +10.0 % 0.2000 +25.0 %", "12.3 k", "scores/00.19", "Fewer than three seeds",
@@ -235,36 +238,43 @@ def test_training_is_drawn_stage_after_stage_on_common_axes(study, result, tmp_p
     assert "explicit → main ends at 0.3" in text
 
 
+def _drawn(result, claim):
+    return claim_plot(StudyResult.model_validate(result), ClaimResult.model_validate(claim))
+
+
 def test_a_claim_is_drawn_in_per_cent_of_the_worse_row_and_its_control_of_its_own(result):
     """.02 of .2 is 10 %; a control difference of .015 of .15 is 10 % too; the paper says 25 %."""
     control = {"mean": 0.015, "low": 0.0, "high": 0.03, "p": 0.1}
     claim = claim_of("", "in order", "mixed", "undecided", control=["mixed", "shuffled"], control_difference=control)
-    ours, beside, paper = claim_plot(result, claim).lines
+    drawn = _drawn(result, claim)
+    ours, beside, paper = drawn.lines
     assert (ours.mean, *ours.interval) == pytest.approx((10, -5, 25))
     assert (beside.mean, *beside.interval) == pytest.approx((10, 0, 20))
     assert (paper.mean, paper.paper) == (None, 25)
-    assert claim_plot(result, claim).unit == " %"
+    assert drawn.unit == " %"
 
 
 def test_a_score_that_is_no_column_is_drawn_by_its_change_and_one_without_a_size_as_it_is(result):
     off_the_table = claim_of("", "in order", "mixed", "undecided", on="Dice@8")
-    assert claim_plot(result, off_the_table).lines[0].mean == pytest.approx(10)  # .02 is 10 % of .2
+    assert _drawn(result, off_the_table).lines[0].mean == pytest.approx(10)  # .02 is 10 % of .2
     lonely = claim_of("", "in order", "mixed", "undecided", on="Dice@8", our_change=None)
-    drawn = claim_plot(result, lonely)
+    drawn = _drawn(result, lonely)
     assert (drawn.unit, len(drawn.lines), drawn.lines[0].mean) == ("", 1, 0.02)
     assert drawn.lines[0].told == "+0.0200 (−0.0100 to +0.0500)"
-    assert claim_plot(result, lonely | {"difference": None}) is None
+    assert _drawn(result, lonely | {"difference": None}) is None
 
 
 def test_the_best_row_that_is_no_control_stands_out(result):
-    assert [cells(result, row)[0].best for row in result["rows"]] == [False, True, False, False, False]
-    assert cells(result, result["rows"][4])[0].ours == "–"
-    assert cells(result, result["rows"][1])[0].hover == (
+    result = StudyResult.model_validate(result)
+    assert [cells(result, row)[0].best for row in result.rows] == [False, True, False, False, False]
+    assert cells(result, result.rows[4])[0].ours == "–"
+    assert cells(result, result.rows[1])[0].hover == (
         "interval 0.2000 to 0.2400\nseed 0: 0.2100, scores/00.21\nseed 1: 0.2300, scores/10.23"
     )
 
 
 def test_a_compared_score_has_a_plot_and_another_of_its_change_where_the_paper_has_it(result):
+    result = StudyResult.model_validate(result)
     scores, change = charts(result, "HR@8")
     assert [line.label for line in scores.lines] == ["mixed", "in order", "shuffled", "half"]
     assert scores.lines[0].dots == [0.19, 0.21]
@@ -292,33 +302,70 @@ def test_a_long_curve_is_thinned_and_keeps_its_end():
     assert steps_down([]) == "100,100 0,100"
 
 
+def test_stages_are_put_end_to_end_and_one_that_tells_no_steps_has_as_many_as_it_logged(tmp_path):
+    for key, steps in (("one", [10, 20]), ("two", [5])):
+        folder = tmp_path / "sft" / key
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in steps))
+    (tmp_path / "preferences" / "pairs").mkdir(parents=True)  # a stage that trains no network
+    keys = (("sft", "one", None), ("preferences", "pairs", None), ("sft", "gone", 7), ("sft", "two", 30))
+    stages = [
+        {"stage": stage, "name": key, "key": key, "steps": steps, "tokens": None, "seconds": 1.0}
+        for stage, key, steps in keys
+    ]
+    gaps = []
+    found = trained(Run.model_validate(run_of(0, 0.2, stages)), tmp_path, gaps)
+    assert [(one.stage.key, one.start, one.steps) for one in found] == [
+        ("one", 0, 20),
+        ("gone", 20, 7),
+        ("two", 27, 30),
+    ]
+    assert [row["step"] for one in found for row in one.rows] == [10, 20, 32]
+    (gap,) = gaps
+    assert re.match(r"No curve of gone: .*sft/gone/metrics\.jsonl is missing", gap)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda result: result.pop("claims"), r"result\.json is no result of a study: a study lacks claims; run the"),
-        (lambda result: result.update(rows=[]), r"is no result of a study: it has no rows"),
-        (lambda result: result["rows"][0].pop("mean"), r"a row lacks mean"),
-        (lambda result: result["rows"][0]["runs"].append("x"), r"a run is no mapping"),
+        (lambda result: result.pop("claims"), r"claims: field required"),
+        (lambda result: result.update(rows=[]), r"rows: tuple should have at least 1 item"),
+        (lambda result: result["rows"][0].pop("mean"), r"rows\[0\]\.mean: field required"),
+        (lambda result: result["rows"][0]["runs"].append("x"), r"rows\[0\]\.runs\[2\]: input should be a valid dict"),
+        (
+            lambda result: result["rows"][1]["runs"][0].update(steps="x"),
+            r"rows\[1\]\.runs\[0\]\.steps: input should be",
+        ),
+        (lambda result: result["claims"][2]["difference"].pop("low"), r"claims\[2\]\.difference\.low: field required"),
         (
             lambda result: result["claims"][0].update(verdict="maybe"),
-            r"is 'maybe', but must be one of holds, fails, und",
+            r"claims\[0\]\.verdict: input should be 'holds', 'fails' or 'undecided'",
         ),
     ],
 )
-def test_a_foreign_result_is_named(study, result, change, told):
+def test_a_foreign_result_is_named_with_the_field_and_what_to_do(study, result, change, told):
     change(result)
     (study / "result.json").write_text(json.dumps(result))
-    with pytest.raises(ValueError, match=told):
+    whole = rf"{study}/result\.json is no result of a study \({told}.*\): run the study anew, or remove it"
+    with pytest.raises(ValueError, match=whole):
         write_page(study, study)
 
 
 def test_a_broken_or_missing_result_is_named(study):
     (study / "result.json").write_text('{"study": ')
-    with pytest.raises(ValueError, match=r"result\.json is broken, it is no JSON \(Expecting value"):
+    with pytest.raises(
+        ValueError, match=r"result\.json is broken, it is no JSON \(Expecting value.*: run the study anew"
+    ):
         read_result(study)
     (study / "result.json").unlink()
     with pytest.raises(ValueError, match=r"result\.json cannot be read \(No such file or directory\): run the study"):
         read_result(study)
+
+
+def test_a_result_is_read_from_its_folder_or_its_file_whatever_else_is_in_it(study, result):
+    result["mood"] = result["rows"][0]["mood"] = result["rows"][0]["runs"][0]["mood"] = "good"
+    (study / "other.json").write_text(json.dumps(result))
+    assert read_result(study / "other.json") == read_result(study) == read_result(study / "result.json")
 
 
 def test_no_number_in_a_result_is_no_number_on_the_page(study, result, tmp_path):
@@ -326,6 +373,8 @@ def test_no_number_in_a_result_is_no_number_on_the_page(study, result, tmp_path)
     result["claims"][0]["difference"]["low"] = float("nan")
     result["users"] = None
     (study / "result.json").write_text(json.dumps(result))
+    read = read_result(study)
+    assert (read.rows[2].interval["HR@8"], read.claims[0].difference) == (None, None)
     text = write_page(study, tmp_path).read_text()
     assert "nan" not in text
     assert "not measured" in text
@@ -346,7 +395,9 @@ def test_the_index_shows_the_newest_run_of_each_command_and_names_what_it_cannot
     assert "1 older run" in text
     assert "1 fails" in text
     assert "2 undecided" in text
-    assert re.search(r"foreign/2026-11-21_20-15-00/result\.json is no result of a study: a study lacks title", text)
+    assert re.search(
+        r"foreign/2026-11-21_20-15-00/result\.json is no result of a study \(title: field required; ", text
+    )
     assert [link["href"] for tag, link in found.tags if tag == "a"] == [
         "table2_task_order/2026-11-21_20-15-00/report.html"
     ]

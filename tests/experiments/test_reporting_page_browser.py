@@ -100,7 +100,8 @@ def pages(tmp_path, monkeypatch):
     """The page of a study with everything on it and the index, full of names that would like to be markup."""
     claim = {"text": EVIL, "better": "b", "worse": "a", "on": "HR@8", "control": ["c", "a"], "verdict": "undecided"}
     difference = {"mean": 0.02, "low": -0.01, "high": 0.05, "p": 0.04, "p_holm": 0.08}
-    claim |= {"why": "so", "difference": difference, "control_difference": difference, "paper_change": 0.3}
+    claim |= {"source": "", "why": "so", "difference": difference, "control_difference": difference}
+    claim |= {"paper_change": 0.3, "our_change": 0.1, "users_needed": None}
     stages = [{"stage": "sft", "name": "sft: main", "key": "k", "steps": 90, "tokens": 9, "seconds": 1.0}]
     (tmp_path / "sft" / "k").mkdir(parents=True)
     logged = "\n".join(json.dumps({"step": step, "train/loss": 9 / step, "valid/hr@8": step}) for step in range(1, 90))
@@ -116,8 +117,16 @@ def pages(tmp_path, monkeypatch):
     ]  # fmt: skip
     for row in rows:
         row["runs"][0]["stages"] = stages
-    result = {"study": "figure", "title": "A figure", "question": EVIL, "command": "python -m x", "date": "2026-11-21"}
+    result = {
+        "study": "figure",
+        "title": "A figure",
+        "question": EVIL,
+        "command": "python -m x",
+        "date": "2026-11-21T20:15:00Z",
+    }
     result |= {"seeds": [0], "users": 9, "data": {"name": "d"}, "columns": columns, "compared": ["HR@8"], "rows": rows}
+    result |= {"git": None, "dirty": False, "seconds": 1.0, "confidence": 0.95, "notes": []}
+    result |= {"builds": {"asked": 4, "built": 2}}
     ads = [Ad(EVIL, "Games", ("a_1", "b_2")), Ad("w" * 200, "Games", ("a_1", "b_3"))]
     parts = [
         Passage(

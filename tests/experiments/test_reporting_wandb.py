@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from experiments.reporting import to_wandb
-from experiments.reporting.page import read_result
 from experiments.reporting.to_wandb import (
     STEP,
     curves,
@@ -17,6 +16,7 @@ from experiments.reporting.to_wandb import (
     study_entry,
     study_id,
 )
+from experiments.result import read_result
 from leadre.artifacts import ArtifactError
 from tests.experiments.wandb_server import KEY, NAME, STUDY, WandbServer, write_study
 
@@ -64,7 +64,7 @@ def test_each_row_and_seed_is_a_run_with_settings_scores_and_tags(study, tmp_pat
 
 def test_stages_that_follow_each_other_are_one_curve(study):
     folder, store = study
-    (first, _), _ = (row["runs"] for row in read_result(folder)["rows"][:2])
+    (first, _), _ = (row.runs for row in read_result(folder).rows[:2])
     rows = list(curves(first, store))
     assert [row[STEP] for row in rows] == [10, 20, 30, 40, 50, 60, 70, 80, 90, 90]
     assert rows[3] == {STEP: 40, "sft/train/loss": 7.0}
@@ -73,10 +73,11 @@ def test_stages_that_follow_each_other_are_one_curve(study):
 
 def test_a_curve_that_is_no_longer_in_the_store_is_told(study, caplog):
     folder, store = study
-    run = read_result(folder)["rows"][0]["runs"][0]
-    run["stages"][0]["key"] = "gone"
+    run = read_result(folder).rows[0].runs[0]
+    gone = run.stages[0].model_copy(update={"key": "gone"})
+    run = run.model_copy(update={"stages": (gone, *run.stages[1:])})
     assert [row[STEP] for row in curves(run, store)][:2] == [40, 50]
-    assert "sft/gone is no longer in the store: its training curve is left out" in caplog.text
+    assert "sft/gone/metrics.jsonl is missing: a stage that trains a network writes it" in caplog.text
 
 
 def test_the_lists_of_users_have_names_and_the_rank_of_the_ad_clicked(study, tmp_path):
@@ -114,18 +115,18 @@ def test_the_study_is_a_run_with_its_rows_claims_and_files(study):
 
 def test_ids_are_the_same_for_the_same_numbers_and_others_for_others(study):
     result = read_result(study[0])
-    ids = [run_id(STUDY, row["name"], run) for row in result["rows"] for run in row["runs"]]
+    ids = [run_id(STUDY, row.name, run) for row in result.rows for run in row.runs]
     assert len({*ids, study_id(result)}) == 5
-    assert ids[0] == run_id(STUDY, "EX -> Main", {"seed": 0, "key": "ex-main0", "scores": {"HR@8": 9}})
-    assert ids[0] != run_id(STUDY, "EX -> Main", {"seed": 0, "key": "other"})
-    before = study_id(result)
-    result["rows"][0]["runs"].reverse()
-    assert study_id(result) == before
+    first = result.rows[0].runs[0]
+    assert ids[0] == run_id(STUDY, "EX -> Main", first.model_copy(update={"scores": {"HR@8": 9}}))
+    assert ids[0] != run_id(STUDY, "EX -> Main", first.model_copy(update={"key": "other"}))
+    turned = [row.model_copy(update={"runs": row.runs[::-1]}) for row in result.rows]
+    assert study_id(result.model_copy(update={"rows": turned})) == study_id(result)
 
 
 def test_a_tag_is_no_longer_than_wandb_takes(study, tmp_path):
     folder, _ = study
-    result = read_result(folder)
+    result = json.loads((folder / "result.json").read_text())
     result["rows"][0]["name"] = "x" * 200
     (folder / "result.json").write_text(json.dumps(result))
     assert max(map(len, _entries(study, tmp_path)[0].tags)) == 64
@@ -133,10 +134,12 @@ def test_a_tag_is_no_longer_than_wandb_takes(study, tmp_path):
 
 def test_a_row_without_runs_is_named(study):
     folder, store = study
-    result = read_result(folder)
+    result = json.loads((folder / "result.json").read_text())
     del result["rows"][1]["runs"]
     (folder / "result.json").write_text(json.dumps(result))
-    with pytest.raises(ValueError, match=rf"{folder}/result.json is no result of a study: a row lacks runs"):
+    with pytest.raises(
+        ValueError, match=rf"{folder}/result.json is no result of a study \(rows\[1\]\.runs: field required"
+    ):
         log_study(folder, store, project="leadre", entity=None, mode="offline")
 
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import reproduction
-from experiments.record import Record, file_name, overrides_of, read_record, without_paths, without_values
+from experiments.record import file_name, kept, overrides_of, read_record, without_paths, without_values, write_record
 from experiments.reproduction import collect, main, read_records, render
+from experiments.result import StudyResult
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -55,7 +56,7 @@ RESULT = {
             "not_run": None,
             "mean": {"HR@8": 0.3, "Value@8": 21.5},
             "interval": {"HR@8": [0.29, 0.31]},
-            "change": None,
+            "change": {},
             "runs": [_run(0, 0.3), _run(1, 0.3), _run(2, 0.3)],
         },
         {
@@ -151,6 +152,12 @@ def test_the_committed_results_are_small_and_name_no_place_of_a_machine():
         assert without_paths(found) == found, path
         assert "per_user" not in path.read_text(encoding="utf-8")
         assert path.stat().st_size < 200_000, path
+
+
+def test_what_is_kept_is_written_as_it_was_read(tmp_path):
+    for path in (DOCS / "results").glob("*.json"):
+        write_record(tmp_path / path.name, read_record(path))
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
 def test_every_part_that_is_written_by_hand_belongs_to_a_study_there_is():
@@ -266,7 +273,7 @@ def test_a_varied_run_has_a_record_of_its_own(docs, leave, result):
 
 
 def _named(result, arguments):
-    return file_name(Record.model_validate(result | {"command": f"python -m experiments.x {arguments}".strip()}))
+    return file_name(StudyResult.model_validate(result | {"command": f"python -m experiments.x {arguments}".strip()}))
 
 
 def test_the_name_tells_what_is_varied_and_nothing_of_data_machine_and_seeds(result):
@@ -320,9 +327,9 @@ def test_named_studies_alone_are_taken_over(docs, leave, result):
 
 
 BROKEN = {
-    "{": "cannot be read: Expecting property name",
-    '{"a": 1}': r"is no result of a study: study: field required; title: field required",
-    "[]": "is no result of a study: input should be a valid dictionary",
+    "{": r"is broken, it is no JSON \(Expecting property name",
+    '{"a": 1}': r"is no result of a study \(study: field required; title: field required",
+    "[]": r"is no result of a study \(input should be a valid dictionary",
     json.dumps(RESULT | {"claims": [RESULT["claims"][0] | {"verdict": "proved"}]}): (
         r"claims\[0\]\.verdict: input should be 'holds', 'fails' or 'undecided'"
     ),
@@ -331,7 +338,7 @@ BROKEN = {
     json.dumps(
         RESULT | {"study": "table2_task_order"}
     ): "is a result of study 'table2_task_order': it lies in the folder",
-    json.dumps(RESULT | {"rows": []}): "rows: list should have at least 1 item",
+    json.dumps(RESULT | {"rows": []}): "rows: tuple should have at least 1 item",
 }
 
 
@@ -348,7 +355,9 @@ def test_a_broken_or_foreign_result_is_named_and_the_others_are_taken_over(docs,
 def test_bytes_that_are_no_text_are_named(leave):
     path = leave("x", study="x")
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"result\.json cannot be read: .*; run its study anew or delete it"):
+    with pytest.raises(
+        ValueError, match=r"result\.json is broken, it is no JSON \(.*: run the study anew, or remove it"
+    ):
         read_record(path)
 
 
@@ -356,7 +365,7 @@ def test_a_broken_record_is_named_and_the_page_stays_as_it_was(docs, result):
     (docs / "reproduction.md").write_text("before")
     (docs / "results" / "own.json").write_text(json.dumps(result))
     (docs / "results" / "x.json").write_text("{")
-    told = r"own\.json holds table1_prompt_components\.synthetic_.*: rename it, or delete it\n.*x\.json cannot be read"
+    told = r"own\.json holds table1_prompt_components\.synthetic_.*: rename it, or delete it\n.*x\.json is broken"
     with pytest.raises(SystemExit, match=told):
         main([])
     assert (docs / "reproduction.md").read_text() == "before"
@@ -466,12 +475,12 @@ def test_no_private_value_survives_in_a_command(value, key, quote):
 @given(SPACED)
 def test_no_private_value_survives_in_the_overrides_of_a_row(value):
     row = RESULT["rows"][0] | {"overrides": [f"lm.model={value}", "lm=local"]}
-    record = Record.model_validate(RESULT | {"rows": [row]})
-    assert record.rows[0].overrides == ["lm.model=PATH", "lm=local"]
+    record = kept(StudyResult.model_validate(RESULT | {"rows": [row]}))
+    assert record.rows[0].overrides == ("lm.model=PATH", "lm=local")
 
 
 def test_a_name_that_tells_the_size_of_its_data_tells_it_once(result):
     sized = result["data"] | {"name": "synthetic, 4,000 users and 1,200 ads, world seed 5"}
-    record = Record.model_validate(result | {"data": sized})
+    record = StudyResult.model_validate(result | {"data": sized})
     assert record.data.told == sized["name"]
     assert file_name(record) == "table1_prompt_components.synthetic_4000_users_and_1200_ads_world_seed_5.json"
