@@ -14,10 +14,9 @@ from typing import NamedTuple
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from leadre import pipeline
+from leadre import command_line, pipeline
 from leadre.artifacts import Result, Store
-from leadre.command_line import check
-from leadre.config import CONF, ConfigError, RunConfig, load
+from leadre.config import CONF, ConfigError, RunConfig
 from leadre.report.table import OURS
 
 SIZES = ("levels", "codebook_size")
@@ -131,7 +130,7 @@ def described(study: Study) -> str:
 
 def configured(overrides: Sequence[str], seed: int) -> RunConfig:
     """The settings of a row with a training seed."""
-    return load(_composed([*overrides, f"seed={seed}"]))
+    return command_line.configured([*overrides, f"seed={seed}"])
 
 
 def seeds_and_overrides(arguments: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -164,7 +163,7 @@ def settings_of(study: Study, overrides: Sequence[str]) -> dict[str, list[str]]:
     for text in overrides:
         if _key(text) in varied:
             raise ConfigError(f"{text}: this is what the rows of {study.name} differ in: leave it out")
-    check(overrides)
+    command_line.check(overrides)
     overridden = "".join(text for row in study.rows for text in row.overrides)
     asks_for_sizes = any(name for _, name, _, _ in Formatter().parse(overridden))
     quantizer = _composed(overrides).quantizer if asks_for_sizes else {}
@@ -177,7 +176,7 @@ def settings_of(study: Study, overrides: Sequence[str]) -> dict[str, list[str]]:
         chosen = settings[row.name]
         try:
             if tuple(chosen) not in checked:
-                check(chosen)
+                command_line.check(chosen)
         except ConfigError as error:
             told = " ".join(row.overrides)
             raise ConfigError(f"row {row.name!r} of {study.name} does not compose ({told}): {error}") from None

@@ -76,7 +76,7 @@ def test_lists_that_a_killed_run_had_made_have_no_pace(tmp_path, monkeypatch):
 
 def test_every_row_composes_and_shares_all_but_its_last_stage_and_its_decoding(monkeypatch):
     """The curricula of the first two rows are those of the options on disk."""
-    monkeypatch.setattr(study, "check", lambda overrides: None)  # each row is composed here
+    monkeypatch.setattr(study.command_line, "check", lambda overrides: None)  # each row is composed here
     typed = "sft.tuning.learning_rate=1e-3"
     runs = {name: _run(*overrides) for name, overrides in settings_of(STUDY, [typed]).items()}
     first, second, *_ = runs.values()

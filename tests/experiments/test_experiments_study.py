@@ -52,7 +52,7 @@ def _checked(*overrides: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _what_rows_have_in_common_is_checked_once(monkeypatch):
-    monkeypatch.setattr(study, "check", lambda overrides: _checked(*overrides))
+    monkeypatch.setattr(study.command_line, "check", lambda overrides: _checked(*overrides))
 
 
 def _tuned(config, *, out):
