@@ -18,6 +18,8 @@ FEWEST_SEEDS = 3
 """With fewer, nothing is known of how much other seeds would differ, and no claim holds."""
 POWER = 0.8
 _DRAWS_AT_ONCE = 500
+_ROUNDING = 1e-9
+"""A share of a variance that the order of a sum may make: taken for more, it would untie draws at 0."""
 _HALVINGS = 60
 
 
@@ -106,7 +108,9 @@ def _variance_of_seeds(found: Scores) -> float:
     of_seed = found.mean(axis=1)
     rest = found - found.mean(axis=0) - of_seed[:, None] + found.mean()
     swings = (rest**2).sum() / ((seeds - 1) * (users - 1)) / users
-    return float(max(0.0, of_seed.var(ddof=1) - swings) / seeds)
+    variance = of_seed.var(ddof=1)
+    more = variance - swings
+    return float(more / seeds) if more > _ROUNDING * variance else 0.0
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from experiments.verdict import Effect, effect, holm, judge, users_needed
@@ -56,6 +56,7 @@ def test_users_that_are_not_scored_in_a_row_are_left_out_of_all_seeds():
 
 
 @given(st.integers(0, 1000), st.integers(1, 3), st.integers(2, 30))
+@example(223, 2, 13)  # a variance of seeds that is 0 but for rounding, and draws at 0
 def test_the_order_of_users_does_not_matter_and_turning_rows_round_turns_the_effect_round(seed, seeds, users):
     rng = np.random.default_rng(seed)
     better, worse = rng.integers(0, 2, (2, seeds, users))
