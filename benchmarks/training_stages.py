@@ -46,7 +46,8 @@ def small_model() -> PreTrainedModel:
 def tune(rows: Rows, *, batch_size: int) -> None:
     """One epoch of SFT, the loss on the response."""
     groups = alone(rows.offsets)
-    module = Tuner(small_model(), trie=catalog(ADS)[0], sid_tokens=SID_TOKENS, beam_width=1, ks=(1,), **OPTIMIZER)
+    known = TrieSupport(catalog(ADS)[0], SID_TOKENS)
+    module = Tuner(small_model(), catalog=known, support="vocab", beam_width=1, ks=(1,), **OPTIMIZER)
     learned = num_learned(rows, groups.begins, loss_on="response")
     batches = Batches(
         bucketed_plan(groups.lengths, batch_size=batch_size, epochs=1, seed=0),

@@ -126,6 +126,22 @@ class RunConfig:
         return self
 
     @model_validator(mode="after")
+    def _codes_are_compared_as_they_were_learned(self) -> Self:
+        if self.sft.tuning.support == "vocab":
+            return self
+        if self.decoding.normalizer != "trie":
+            raise ValueError(
+                f"decoding.normalizer is {self.decoding.normalizer!r}, but sft.tuning.support='trie' teaches nothing "
+                "of codes that lead to no ad: use decoding=trie, or sft.tuning.support=vocab"
+            )
+        if self.alignment.kind != "none" and self.alignment.support != "trie":
+            raise ValueError(
+                f"alignment.support is {self.alignment.support!r}, but sft.tuning.support='trie' teaches nothing of "
+                "codes that lead to no ad: use alignment.support=trie, or sft.tuning.support=vocab"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _alignment_has_something_to_learn_from(self) -> Self:
         if self.data.kind == "amazon_beauty" and self.alignment.kind != "none":
             raise ValueError(

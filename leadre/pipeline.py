@@ -32,7 +32,16 @@ from leadre.prompts.compose import compose
 from leadre.quantizer.imported import fingerprint as fingerprint_quantizer
 from leadre.quantizer.quantize import quantize
 from leadre.sft.tune import tune
-from leadre.trained import Trained, check_language, check_next_n, given_audience, prompts_of, trained, warn_of_learned
+from leadre.trained import (
+    Trained,
+    check_language,
+    check_next_n,
+    check_support,
+    given_audience,
+    prompts_of,
+    trained,
+    warn_of_learned,
+)
 
 log = logging.getLogger(__name__)
 
@@ -207,6 +216,7 @@ def generate_lists(run: GenerateConfig, store: Store) -> Listed:
     """Constrained lists for every user of today, by a model of an earlier day (LEADRE 3.4)."""
     then = trained(run.model, _named(run.model, store, "aligned", "sft"))
     check_next_n(run.decoding.next_n, then)
+    check_support(run.decoding.normalizer, then)
     world, audience = _given(run, then) if run.audience else _composed(run, store, then)
     warn_of_learned(audience, then)
     generations = store.make(

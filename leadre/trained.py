@@ -104,11 +104,21 @@ def check_next_n(ads: int, then: Trained) -> None:
     """Refuse more ads a pass than the model has learned to name; a stage of its tuning that is gone tells nothing."""
     if ads == 1:
         return
-    learned, tasks = _settings_of(then.pairs).next_n, _tasks(then.model)
-    if learned < ads or (tasks is not None and not tasks & set(SEVERAL)):
+    learned, (stages, all_there) = _settings_of(then.pairs).next_n, _tuned(then.model)
+    if learned < ads or (all_there and not any(task in stage["tasks"] for stage in stages for task in SEVERAL)):
         raise ValueError(
             f"decoding.next_n is {ads}, but the model was not tuned to name {ads} ads one after another "
             f"({then.model.path}): train one with sft=ex_im_next_n prompts.next_n={ads}, or give decoding.next_n=1"
+        )
+
+
+def check_support(normalizer: str, then: Trained) -> None:
+    """Refuse to compare codes otherwise than the model has learned to, see ``sft.tuning.support``."""
+    stages, _ = _tuned(then.model)
+    if normalizer != "trie" and any(stage["tuning"].get("support") == "trie" for stage in stages):
+        raise ValueError(
+            f"decoding.normalizer is {normalizer!r}, but the model was tuned with sft.tuning.support='trie' "
+            f"({then.model.path}) and knows nothing of codes that lead to no ad: give decoding=trie"
         )
 
 
@@ -135,18 +145,18 @@ def _settings_of(pairs: Result) -> PromptsConfig:
         ) from None
 
 
-def _tasks(model: Result) -> set[str] | None:
-    """All tasks that a model was tuned with, stage by stage; None where a stage is gone."""
-    tasks: set[str] = set()
+def _tuned(model: Result) -> tuple[list[dict[str, Any]], bool]:
+    """The settings of the stages that a model was tuned in, the last first, and whether none of them is gone."""
+    stages: list[dict[str, Any]] = []
     stage, key = model.stage, model.key
     while key is not None:
         path = model.path.parent.parent / stage / key / "manifest.json"
         if not path.is_file():
-            return None
+            return stages, False
         manifest = _read(path)
-        tasks |= set(manifest["config"].get("tasks", ()))
+        stages += [manifest["config"]] if stage == "sft" else []
         stage, key = "sft", manifest["inputs"].get("sft")
-    return tasks
+    return stages, True
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -214,6 +214,18 @@ def test_more_ads_a_pass_than_are_learned_are_refused(typed):
     check(["decoding.next_n=2", "sft.stages=[{next_n_control: 1}]", "prompts.next_n=3", "prompts.next_n_control=0"])
 
 
+def test_codes_are_compared_as_they_were_learned():
+    assert _faults("sft.tuning.support=trie", "alignment=none") == [
+        "decoding.normalizer is 'full', but sft.tuning.support='trie' teaches nothing of codes that lead to no ad: use "
+        "decoding=trie, or sft.tuning.support=vocab"
+    ]
+    assert _faults("sft.tuning.support=trie", "decoding=trie") == [
+        "alignment.support is 'vocab', but sft.tuning.support='trie' teaches nothing of codes that lead to no ad: use "
+        "alignment.support=trie, or sft.tuning.support=vocab"
+    ]
+    check(["sft.tuning.support=trie", "decoding=trie", "alignment.support=trie"])
+
+
 def test_the_model_of_lists_and_todays_tables_are_enough():
     check(["model=KEY", "data=tables", "data.root=today", "as_of=1700000000"], name="generate")
 

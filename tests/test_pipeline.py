@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from leadre import job, pipeline, tables
 from leadre.artifacts import ArtifactError, Result, Store
 from leadre.config import CONF, GenerateConfig, RunConfig, load, load_generate
-from leadre.trained import Trained, check_next_n, prompts_of
+from leadre.trained import Trained, check_next_n, check_support, prompts_of
 
 SMALLEST = (
     "data/world=tiny",
@@ -295,6 +295,21 @@ def test_what_a_model_has_learned_is_told_by_its_pairs_and_by_all_stages_of_its_
     else:
         with pytest.raises(ValueError, match=r"decoding\.next_n is 4, but the model was not tuned to name 4 ads"):
             check_next_n(4, then)
+
+
+@pytest.mark.parametrize("supports", [("trie",), ("vocab", "trie"), ("trie", "vocab")])
+def test_a_model_tuned_among_the_codes_that_lead_to_an_ad_is_decoded_so(tmp_path, supports):
+    """Whichever stage it was; a stage from before there was the setting took the whole vocabulary."""
+    _manifest(tmp_path / "sft" / "0", config={"tasks": ["main"], "tuning": {}}, inputs={"base": "b"})
+    for number, support in enumerate(supports, start=1):
+        config = {"tasks": ["main"], "tuning": {"support": support}}
+        _manifest(tmp_path / "sft" / str(number), config=config, inputs={"sft": str(number - 1)})
+    models = [Result("sft", str(n), tmp_path / "sft" / str(n), 0.0, True) for n in (0, len(supports))]
+    plain, tuned = (Trained(model, model, model, model) for model in models)
+    check_support("trie", tuned)
+    check_support("full", plain)
+    with pytest.raises(ValueError, match=r"normalizer is 'full', but the model was tuned with sft\.tuning\.sup"):
+        check_support("full", tuned)
 
 
 def _manifest(folder: Path, **content: object) -> None:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from leadre.lm.config import Support
 from leadre.settings import settings
 from leadre.training.config import check_rates
 
@@ -11,8 +12,6 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-Support = Literal["vocab", "trie"]
-"""What a code's probability is taken among: the whole vocabulary, or the codes that the trie allows."""
 
 
 @settings

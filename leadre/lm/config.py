@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from leadre.settings import settings
 
 Count = Annotated[int, Field(ge=1)]
+Support = Literal["vocab", "trie"]
+"""What a code's probability is taken among in a loss: the whole vocabulary, or the codes that lead to an ad."""
 EightBit = Literal["w8a8", "fp8"]
 """8-bit numbers that matrix products are made in: integers, or floats."""
 

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from leadre.lm.config import Support
 from leadre.settings import settings
 from leadre.training.config import check_rates
 
@@ -26,6 +27,7 @@ class Tuning:
     """What the stages share: the loss, the optimizer, and how often retrieval is validated."""
 
     loss_on: Literal["response", "history_and_response"]
+    support: Support
     learning_rate: Annotated[float, Field(gt=0)]
     min_learning_rate: Annotated[float, Field(ge=0)]
     warmup_share: Annotated[float, Field(ge=0, lt=1)]

@@ -10,9 +10,9 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from leadre.catalog.trie import Trie
 from leadre.decoding.beam_search import beam_search
-from leadre.lm.logprob import head_logprobs
+from leadre.lm.config import Support
+from leadre.lm.logprob import TrieSupport, head_logprobs, siblings
 from leadre.metrics.retrieval import Retrieval
 from leadre.sft.batches import Batch
 from leadre.sft.trees import attention_mask
@@ -28,8 +28,9 @@ class Tuner(LightningModule):
 
     Args:
         model: A causal language model.
-        trie: The catalog's trie, for the lists of validation users.
-        sid_tokens: Token ids of each level's codes.
+        catalog: Its codes, for the lists of validation users.
+        support: What a code's probability is taken among in the loss: ``vocab`` all tokens; ``trie`` the codes that
+            lead from those before it to an ad, so that an S-ID's is a probability among the catalog's ads.
         learning_rate: Highest rate of AdamW, reached after the warm-up.
         min_learning_rate: Where the cosine ends.
         warmup_share: Share of the steps in which the rate rises.
@@ -43,8 +44,8 @@ class Tuner(LightningModule):
         self,
         model: PreTrainedModel,
         *,
-        trie: Trie,
-        sid_tokens: Sequence[range],
+        catalog: TrieSupport,
+        support: Support,
         learning_rate: float,
         min_learning_rate: float,
         warmup_share: float,
@@ -55,8 +56,8 @@ class Tuner(LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.trie = trie
-        self.sid_tokens = sid_tokens
+        self.catalog = catalog
+        self.support = support
         self.optimizer_of = partial(
             adamw,
             learning_rate=learning_rate,
@@ -76,7 +77,8 @@ class Tuner(LightningModule):
 
     def training_step(self, batch: Batch) -> Tensor:
         """The batch's share of the step's mean negative log-likelihood."""
-        loss = -(batch.weights * learned_logprobs(self.model, batch)).sum() / batch.total
+        support = self.catalog.to(self.device) if self.support == "trie" else None
+        loss = -(batch.weights * learned_logprobs(self.model, batch, support)).sum() / batch.total
         self.losses.append(loss.detach())
         if len(self.losses) == self.trainer.accumulate_grad_batches:
             self.log("train/loss", torch.stack(self.losses).sum(), sync_dist=True, reduce_fx="sum")
@@ -99,8 +101,8 @@ class Tuner(LightningModule):
             self.model,
             ids,
             mask,
-            trie=self.trie,
-            sid_tokens=self.sid_tokens,
+            trie=self.catalog.trie,
+            sid_tokens=self.catalog.sid_tokens,
             beam_width=self.beam_width,
             normalizer="trie",
         )
@@ -121,10 +123,15 @@ def embeddings(model: PreTrainedModel) -> Tensor:
     return cast(nn.Embedding, model.get_input_embeddings()).weight
 
 
-def learned_logprobs(model: PreTrainedModel, batch: Batch) -> Tensor:
+def learned_logprobs(model: PreTrainedModel, batch: Batch, support: TrieSupport | None = None) -> Tensor:
     """Log-probability of each learned token given those before it in its own row, ``(P,)`` float32.
 
     The head is applied at these tokens alone.
+
+    Args:
+        model: A causal language model.
+        batch: Its learned tokens are codes of whole S-IDs where there is a ``support``.
+        support: What a code's probability is taken among, see `feasible`; None is the whole vocabulary.
     """
     hidden = model.base_model(
         input_ids=batch.ids,
@@ -132,4 +139,33 @@ def learned_logprobs(model: PreTrainedModel, batch: Batch) -> Tensor:
         attention_mask=None if batch.ends is None else attention_mask(batch.ends, dtype=model.dtype),
         use_cache=False,
     ).last_hidden_state  # (B, T, D)
-    return head_logprobs(model, hidden[batch.rows, batch.before], batch.ids[batch.rows, batch.places])
+    learned = batch.ids[batch.rows, batch.places]
+    among = None if support is None else feasible(batch, support)
+    return head_logprobs(model, hidden[batch.rows, batch.before], learned, among)
+
+
+def feasible(batch: Batch, support: TrieSupport) -> Tensor:
+    """The tokens that may stand in the place of each learned code, given the codes of its S-ID before it.
+
+    Returns:
+        ``(P, K)`` token ids, -1 fills up: an argument of `leadre.lm.logprob.head_logprobs`.
+
+    Raises:
+        ValueError: If a learned token is no code of a whole S-ID, or an S-ID none of the catalog.
+    """
+    learned = batch.ids[batch.rows, batch.places]
+    number = torch.full_like(batch.ids, -1)  # of the learned token that stands there
+    number[batch.rows, batch.places] = torch.arange(len(learned), device=learned.device)
+    last = support.sid_tokens[-1]
+    codes = [((learned >= last.start) & (learned < last.stop)).nonzero().squeeze(1)]
+    for _ in support.sid_tokens[1:]:  # in a tree of rows S-IDs may share their first codes: go back from the last
+        codes.insert(0, number[batch.rows[codes[0]], batch.before[codes[0]]])
+    whole = torch.stack(codes, dim=1)  # (S, L) learned tokens of each S-ID
+    if len(torch.unique(whole)) < len(learned) or bool((whole < 0).any()):
+        raise ValueError(
+            "sft.tuning.support is 'trie', but a learned token is no code of a whole S-ID: use sft.tuning.support=vocab"
+        )
+    found = siblings(support, learned[whole])
+    among = learned.new_full((len(learned), found.shape[-1]), -1)
+    among[whole] = found
+    return among

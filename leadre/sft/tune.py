@@ -16,6 +16,7 @@ from torch import Tensor
 
 from leadre.catalog import trie
 from leadre.decoding.beam_search import sid_tokens
+from leadre.lm.logprob import TrieSupport
 from leadre.lm.model import AdLM, load_to_train, save
 from leadre.lm.rows import Rows, concatenate, left_padded, prompts_of, read_rows
 from leadre.sft.batches import Batch, collate, mixed_plan, num_learned
@@ -104,8 +105,8 @@ def _module(lm: AdLM, catalog: Path, tuning: Tuning) -> Tuner:
     levels = json.loads((catalog / "tokens.json").read_text())["levels"]
     return Tuner(
         lm.model,
-        trie=trie.load(catalog / "trie.safetensors"),
-        sid_tokens=sid_tokens(lm.sid_offsets, levels),
+        catalog=TrieSupport(trie.load(catalog / "trie.safetensors"), sid_tokens(lm.sid_offsets, levels)),
+        support=tuning.support,
         learning_rate=tuning.learning_rate,
         min_learning_rate=tuning.min_learning_rate,
         warmup_share=tuning.warmup_share,

@@ -34,6 +34,7 @@ STAGE = Stage(
     tasks={"main": 2.0},
     tuning=Tuning(
         loss_on="response",
+        support="vocab",
         learning_rate=0.01,
         min_learning_rate=0.002,
         warmup_share=0.1,

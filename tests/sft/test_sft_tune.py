@@ -22,6 +22,7 @@ SIDS = torch.tensor([[0, 0], [0, 1], [1, 0], [2, 1]])
 TEXT, LEVELS = 6, [3, 2]  # tokens 0..5 are text; 6, 7, 8 are <a_0> <a_1> <a_2>; 9, 10 are <b_0> <b_1>
 TUNING = Tuning(
     loss_on="response",
+    support="vocab",
     learning_rate=0.02,
     min_learning_rate=0.002,
     warmup_share=0.1,
@@ -109,6 +110,15 @@ def test_a_tuned_model_ranks_the_true_ad_first(tmp_path, folders, compute, logge
     valid = [row for row in rows if "valid/hr@1" in row]
     assert valid[-1]["step"] == 60
     assert (valid[-1]["valid/hr@1"], valid[-1]["valid/hr@4"], valid[-1]["valid/ndcg@4"]) == (1.0, 1.0, 1.0)
+
+
+def test_a_model_tuned_among_the_codes_that_lead_to_an_ad_ranks_the_true_ad_first_too(
+    tmp_path, folders, compute, logger
+):
+    _tune(folders, tmp_path / "out", compute, logger, support="trie")
+    rows = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    assert next(row["train/loss"] for row in rows if "train/loss" in row) < np.log(len(SIDS)) / 2 + 0.2  # of two codes
+    assert [row["valid/hr@1"] for row in rows if "valid/hr@1" in row][-1] == 1.0
 
 
 def test_a_model_tuned_on_several_ads_knows_the_first_and_those_that_follow_it(tmp_path, folders, compute, logger):
