@@ -126,7 +126,8 @@ def verdicts(records: Iterable[StudyResult]) -> str:
         'no claim yet'
     """
     found = [claim.verdict for record in records for claim in record.claims]
-    return ", ".join(f"{found.count(one)} {one}" for one in get_args(Verdict) if one in found) or "no claim yet"
+    told = ((count, one) for one in get_args(Verdict) if (count := found.count(one)))
+    return ", ".join(f"{count} {one if count == 1 else one.removesuffix('s')}" for count, one in told) or "no claim yet"
 
 
 def claims_table(record: StudyResult) -> str:
