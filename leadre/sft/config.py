@@ -39,6 +39,7 @@ class Tuning:
     gradient_clip: Annotated[float, Field(gt=0)] | None
     precision: Literal["32-true", "bf16-true", "bf16-mixed"]
     lora: Lora | None
+    dropout: Annotated[float, Field(ge=0, lt=1)]
     freeze_soft_tokens: bool
     validations: Annotated[int, Field(ge=0)]
     valid_users: Count

@@ -21,6 +21,7 @@ from leadre.lm.model import AdLM, load_to_train, save
 from leadre.lm.rows import Rows, concatenate, left_padded, prompts_of, read_rows
 from leadre.sft.batches import Batch, collate, mixed_plan, num_learned
 from leadre.sft.config import Stage, Tuning
+from leadre.sft.dropout import drop_out
 from leadre.sft.lora import adapt
 from leadre.sft.module import Tuner
 from leadre.sft.trees import alike, alone
@@ -91,6 +92,8 @@ def _loaded(folder: Path, tuning: Tuning, *, compile: bool) -> tuple[AdLM, PeftM
     lm = load_to_train(folder, tuning.precision)
     if tuning.activation_checkpointing:
         cast(Any, lm.model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    if tuning.dropout:
+        drop_out(lm.model, tuning.dropout)
     if compile:
         lm.model.base_model.compile(dynamic=True)
     lora = tuning.lora

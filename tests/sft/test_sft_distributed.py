@@ -46,6 +46,7 @@ STAGE = Stage(
         gradient_clip=0.5,
         precision="32-true",
         lora=None,
+        dropout=0.0,
         freeze_soft_tokens=False,
         validations=3,
         valid_users=8,

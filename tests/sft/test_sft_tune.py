@@ -34,6 +34,7 @@ TUNING = Tuning(
     gradient_clip=1.0,
     precision="32-true",
     lora=None,
+    dropout=0.0,
     freeze_soft_tokens=False,
     validations=2,
     valid_users=8,
@@ -168,8 +169,9 @@ def test_the_first_loss_is_that_of_the_plain_full_logits(tmp_path, folders, comp
     assert logged == pytest.approx(-np.mean(losses), abs=1e-5)
 
 
-def test_a_stage_that_was_killed_ends_with_the_same_weights(tmp_path, folders, compute, logger, monkeypatch):
-    whole = _tune(folders, tmp_path / "whole", compute, logger)
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_stage_that_was_killed_ends_with_the_same_weights(tmp_path, folders, compute, logger, monkeypatch, dropout):
+    whole = _tune(folders, tmp_path / "whole", compute, logger, dropout=dropout)
     plain = Tuner.training_step
 
     def dies(self, batch):
@@ -179,9 +181,9 @@ def test_a_stage_that_was_killed_ends_with_the_same_weights(tmp_path, folders, c
 
     monkeypatch.setattr(Tuner, "training_step", dies)
     with pytest.raises(RuntimeError, match="killed"):
-        _tune(folders, tmp_path / "killed", compute, logger)
+        _tune(folders, tmp_path / "killed", compute, logger, dropout=dropout)
     monkeypatch.setattr(Tuner, "training_step", plain)
-    resumed = _tune(folders, tmp_path / "killed", compute, logger)
+    resumed = _tune(folders, tmp_path / "killed", compute, logger, dropout=dropout)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert (tmp_path / "killed" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
 
@@ -218,6 +220,26 @@ def test_what_a_stage_has_seen_is_written_down(tmp_path, folders, compute, logge
 
 def _first_steps(out):
     return [row["train/loss"] for row in read_metrics(out / "metrics.jsonl") if "train/loss" in row]
+
+
+def test_dropout_draws_anew_in_each_step_and_the_same_for_a_seed(tmp_path, folders, compute, logger):
+    losses = {}
+    for name, changes in {"plain": {}, "one": {"dropout": 0.3}, "two": {"dropout": 0.3}}.items():
+        _tune(
+            folders,
+            tmp_path / name,
+            compute,
+            logger,
+            tasks={"main": 1.0},
+            validations=0,
+            learning_rate=1e-9,
+            min_learning_rate=0.0,
+            **changes,
+        )
+        losses[name] = _first_steps(tmp_path / name)
+    assert losses["one"] == losses["two"]
+    apart = np.array(losses["one"]) - np.array(losses["plain"])  # the weights hardly move: what differs was drawn
+    assert len(np.unique(apart.round(5))) == len(apart)
 
 
 @pytest.mark.parametrize(
