@@ -35,8 +35,11 @@ SETTINGS = (
     "alignment=none",
     "quantizer=medium",
     "prompts.reuse_every=null",
+    "sft.tuning.support=trie",
+    "decoding=trie",
     "decoding.num_ads=10",
 )
+"""A prompt a user, the loss on each item of its history, among the codes that lead to an item (docs/journal.md)."""
 Role = Literal["valid", "test"]
 VERSION = 1
 """Of `ask`."""
@@ -75,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def configured(overrides: Sequence[str]) -> RunConfig:
-    """The main job's settings on Amazon Beauty: a prompt a user, and a loss on each item of its history.
+    """The main job's settings on Amazon Beauty.
 
     Raises:
         ConfigError: If an override is wrong, or filters are given: what a user had is left out, and nothing else.
