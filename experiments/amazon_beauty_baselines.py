@@ -15,9 +15,9 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
+from experiments.content import of_rank
 from leadre import command_line, tables
 from leadre.artifacts import Result, Store
 from leadre.config import ConfigError, RunConfig
@@ -77,13 +77,9 @@ def on_valid(learned: Result) -> Mapping[str, float]:
 def ranked(world: Result, lists: pl.DataFrame, role: str) -> Mapping[str, float]:
     """HR and NDCG at 5 and 10 of lists (LISTS) over all users with a target of a role."""
     targets = tables.read(tables.SPLIT, world.path / "split.parquet").filter(pl.col("role") == role)
-    rank = targets.join(lists, on=["user_id", "ad_id"], how="inner")["rank"].to_numpy()
-    scores = {}
-    for k in (5, K):
-        hits = rank[rank <= k]
-        scores[f"HR@{k}"] = len(hits) / targets.height
-        scores[f"NDCG@{k}"] = float((1 / np.log2(hits + 1)).sum()) / targets.height
-    return scores
+    found = targets.join(lists, on=["user_id", "ad_id"], how="left")
+    names = [f"{kind}@{k}" for k in (5, K) for kind in ("HR", "NDCG")]
+    return found.select(of_rank(name).cast(pl.Float64).mean().alias(name) for name in names).row(0, named=True)
 
 
 def line(name: str, told: Mapping[str, Mapping[str, float]], trained: Result) -> str:

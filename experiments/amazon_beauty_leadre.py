@@ -23,10 +23,8 @@ from experiments.amazon_beauty_baselines import TEST, line, ranked
 from leadre import command_line, tables
 from leadre.artifacts import Store
 from leadre.config import ConfigError, RunConfig
-from leadre.generation.generate import generate_audience
-from leadre.generation.requests import fingerprint
 from leadre.job import quiet_libraries
-from leadre.pipeline import index_ads, prepare, train
+from leadre.pipeline import index_ads, list_ads, prepare, train
 from leadre.report.table import OURS
 from leadre.settings import settings
 
@@ -41,7 +39,7 @@ SETTINGS = (
 )
 """A prompt a user, the loss on each item of its history, among the codes that lead to an item (docs/journal.md)."""
 Role = Literal["valid", "test"]
-VERSION = 1
+VERSION = 2
 """Of `ask`."""
 
 
@@ -62,17 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     for role in get_args(Role) if TEST in arguments else ("valid",):
         asked = store.make("asked", ask, Asked(role=role), prepared.world, prepared.pairs)
         decoding = dataclasses.replace(run.decoding, filters=str(asked.path / "filters"))
-        lists = store.make(
-            "generations",
-            generate_audience,
-            decoding,
-            model,
-            prepared.catalog,
-            asked,
-            source=fingerprint(asked.path / "filters"),
-            together=True,
-            compute=run.compute,
-        )
+        lists = list_ads(decoding, store, model, prepared.catalog, asked, compute=run.compute)
         told[role] = ranked(prepared.world, tables.read(tables.LISTS, lists.path / "lists"), role)
     print(line(OURS, told, model))
 
@@ -92,8 +80,8 @@ def configured(overrides: Sequence[str]) -> RunConfig:
 
 
 def ask(config: Asked, world: Path, pairs: Path, *, out: Path) -> None:
-    """Leave the prompts of all targets of a role, and as a filter the items that each user had before."""
-    shutil.copy(pairs / f"main.{config.role}.parquet", out / "prompts-0.parquet")
+    """Leave the prompts of all targets of a role as those to be tested, and as a filter what each user had before."""
+    shutil.copy(pairs / f"main.{config.role}.parquet", out / "main.test.parquet")
     shutil.copy(pairs / "prompts.json", out)
     targets = tables.read(tables.SPLIT, world / "split.parquet").filter(pl.col("role") == config.role)
     behaviors = tables.read(tables.BEHAVIORS, world / "behaviors.parquet").filter(pl.col("domain") == "ad")

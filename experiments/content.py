@@ -131,13 +131,17 @@ def of_users(results: Sequence[Result], system: str, score: str, *, read: Read =
     return np.stack([one.values for one in columns])
 
 
-def _score(name: str, columns: Sequence[str], path: Path) -> pl.Expr:
+def of_rank(name: str) -> pl.Expr:
+    """HR@K or NDCG@K of each user, from the ``rank`` of the one ad that the user clicked; null or 0 is no hit."""
     kind, _, k = name.partition("@")
     rank = pl.col("rank").fill_null(0)
-    if kind == "HR":
-        return rank.is_between(1, int(k))
-    if kind == "NDCG":
-        return pl.when(rank.is_between(1, int(k))).then(1 / (rank + 1).log(2)).otherwise(0.0)
+    hit = rank.is_between(1, int(k))
+    return hit if kind == "HR" else pl.when(hit).then(1 / (rank + 1).log(2)).otherwise(0.0)
+
+
+def _score(name: str, columns: Sequence[str], path: Path) -> pl.Expr:
+    if name.startswith(("HR@", "NDCG@")):
+        return of_rank(name)
     if name not in columns:
         raise ValueError(f"{name} is no score of users in {path}: it has {', '.join(columns)}")
     return pl.col(name)

@@ -27,8 +27,6 @@ from experiments.run import run_study
 from experiments.study import Claim, Row, Study, configured
 from leadre import pipeline
 from leadre.artifacts import Result, Store
-from leadre.generation.generate import generate
-from leadre.generation.requests import fingerprint as fingerprint_filters
 
 USERS = 1000
 NUMBERS: dict[Of, tuple[int, ...]] = {"ads": (1, 2, 4), "contents": (1, 2, 4, 8), "behaviors": (1, 2, 4, 8)}
@@ -138,18 +136,7 @@ def _shortened(overrides: tuple[str, ...], seed: int, users: int) -> Result:
     world, catalog = prepared.world, prepared.catalog
     config = ShortenConfig(prompts=run.prompts, users=users, seed=0, cuts=CUTS)
     prompts = store.make("shortened", shorten, config, world, catalog, prepared.base)
-    filters = run.decoding.filters
-    lists = store.make(
-        "generations",
-        generate,
-        run.decoding,
-        model,
-        catalog,
-        prompts,
-        source=fingerprint_filters(Path(filters)) if filters else "",
-        together=True,
-        compute=run.compute,
-    )
+    lists = pipeline.list_ads(run.decoding, store, model, catalog, prompts, compute=run.compute)
     scores = CompareConfig(hr_ks=run.metrics.hr_ks, ndcg_ks=run.metrics.ndcg_ks, k=8, rbo_p=0.9)
     return store.make("dice", compare, scores, world, catalog, prompts, lists)
 

@@ -42,6 +42,7 @@ from leadre.trained import (
     trained,
     warn_of_learned,
 )
+from leadre.training.config import ComputeConfig
 
 log = logging.getLogger(__name__)
 
@@ -177,17 +178,7 @@ def evaluate(run: RunConfig, store: Store, prepared: Prepared, model: Result) ->
     world, catalog, ltr, pairs, _, _ = prepared
     learned = learn_baselines(run, store, world, catalog)
     baselines = store.make("baselines", recommend, run.baselines, world, catalog, *learned.values())
-    generations = store.make(
-        "generations",
-        generate,
-        run.decoding,
-        model,
-        catalog,
-        pairs,
-        source=_filters(run.decoding),
-        together=True,
-        compute=run.compute,
-    )
+    generations = list_ads(run.decoding, store, model, catalog, pairs, compute=run.compute)
     values = []
     if (world.path / "hidden.safetensors").exists():  # a simulated world knows what an impression is worth
         values = [store.make("values", appraise, None, world, baselines, generations)]
@@ -210,6 +201,23 @@ def learn_baselines(run: RunConfig, store: Store, world: Result, catalog: Result
         )
         for name in sorted(run.baselines.learned)
     }
+
+
+def list_ads(
+    decoding: DecodingConfig, store: Store, model: Result, catalog: Result, prompts: Result, *, compute: ComputeConfig
+) -> Result:
+    """Constrained lists for the users of ``main.test.parquet`` (LEADRE 3.4)."""
+    return store.make(
+        "generations",
+        generate,
+        decoding,
+        model,
+        catalog,
+        prompts,
+        source=_filters(decoding),
+        together=True,
+        compute=compute,
+    )
 
 
 def generate_lists(run: GenerateConfig, store: Store) -> Listed:

@@ -75,9 +75,13 @@ class Tuner(LightningModule):
         """Share the weights out over the devices where that is asked for."""
         shard(self)
 
+    def on_train_start(self) -> None:
+        """Have the catalog where the model is."""
+        self.catalog = self.catalog.to(self.device)
+
     def training_step(self, batch: Batch) -> Tensor:
         """The batch's share of the step's mean negative log-likelihood."""
-        support = self.catalog.to(self.device) if self.support == "trie" else None
+        support = self.catalog if self.support == "trie" else None
         loss = -(batch.weights * learned_logprobs(self.model, batch, support)).sum() / batch.total
         self.losses.append(loss.detach())
         if len(self.losses) == self.trainer.accumulate_grad_batches:

@@ -32,6 +32,7 @@ OLDER = {
     "opt": (OPTForCausalLM, OPTConfig, {"ffn_dim": 32, "word_embed_proj_dim": 16}),
 }
 CPU = torch.device("cpu")
+DOUBLE = {kind: tiny(kind).double() for kind in MODELS}
 
 
 def older(kind, **changes):
@@ -84,10 +85,11 @@ def assert_as_beam_search(model, ids, mask, trie, *, width=5, normalizer="full",
     seed=st.integers(0, 10_000),
 )
 def test_results_are_those_of_beam_search(kind, normalizer, side, lengths, ads, width, seen, seed):
+    """With models in float64: in float32 attention over other shapes moves a score by up to 1e-5."""
     trie = catalog(seed, ads)
     filter = None if seen is None else some_filter(trie, len(lengths), seen, seed)
     ids, mask = prompts(seed, lengths, side)
-    assert_as_beam_search(TINY[kind], ids, mask, trie, width=width, normalizer=normalizer, filter=filter)
+    assert_as_beam_search(DOUBLE[kind], ids, mask, trie, width=width, normalizer=normalizer, filter=filter)
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)

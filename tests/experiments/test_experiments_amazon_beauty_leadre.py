@@ -28,7 +28,7 @@ def test_all_that_a_user_had_before_the_target_is_left_out_and_nothing_of_later(
 def test_the_prompts_are_those_of_the_role(small_run, tmp_path):
     pairs = small_run.folders["pairs"]
     ask(Asked(role="valid"), small_run.folders["world"], pairs, out=tmp_path)
-    found = pl.read_parquet(tmp_path / "prompts-0.parquet")
+    found = pl.read_parquet(tmp_path / "main.test.parquet")
     assert found.equals(pl.read_parquet(pairs / "main.valid.parquet"))
 
 

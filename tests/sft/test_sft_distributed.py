@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
-from transformers import HunYuanDenseV1Config, HunYuanDenseV1ForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from leadre.artifacts import Result, Store
 from leadre.catalog import trie
@@ -27,6 +27,7 @@ from leadre.sft.tune import tune
 from leadre.training.config import ComputeConfig, FileLogs
 from leadre.training.logs import read_metrics
 from leadre.training.strategy import strategy_of
+from tests.small_model import small_model
 
 SIDS = torch.tensor([[0, 0], [0, 1], [1, 0], [2, 1]])
 TEXT, LEVELS = 6, [3, 2]  # tokens 0..5 are text; 6, 7, 8 are <a_0> <a_1> <a_2>; 9, 10 are <b_0> <b_1>
@@ -79,22 +80,8 @@ RUNS = {
 
 def _inputs(root: Path) -> None:
     """A model, a catalog and tokens: prompts of one telling text token among others."""
-    torch.manual_seed(0)
-    architecture = HunYuanDenseV1Config(
-        vocab_size=TEXT + sum(LEVELS),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
-    save(AdLM(HunYuanDenseV1ForCausalLM(architecture), tokenizer, (6, 9), (5,)), root / "model")
+    save(AdLM(small_model(TEXT + sum(LEVELS)), tokenizer, (6, 9), (5,)), root / "model")
     (root / "catalog").mkdir()
     (root / "tokens").mkdir()
     trie.save(trie.build(SIDS), root / "catalog" / "trie.safetensors")

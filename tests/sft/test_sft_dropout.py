@@ -1,27 +1,11 @@
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, HunYuanDenseV1Config, HunYuanDenseV1ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from leadre.sft.dropout import drop_out
+from tests.small_model import small_model
 
 IDS = torch.arange(6)[None]
-
-
-def _model():
-    torch.manual_seed(0)
-    config = HunYuanDenseV1Config(
-        vocab_size=12,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    return HunYuanDenseV1ForCausalLM(config)
 
 
 def _stream(model):
@@ -38,7 +22,7 @@ def _stream(model):
 
 def test_each_part_loses_its_share_and_the_rest_is_scaled_up():
     """The embeddings, which nothing dropped comes before, are told number by number."""
-    model = _model().train()
+    model = small_model(12).train()
     plain = model.get_input_embeddings()(IDS)
     drop_out(model, 0.25)
     torch.manual_seed(1)
@@ -51,7 +35,7 @@ def test_each_part_loses_its_share_and_the_rest_is_scaled_up():
 
 
 def test_it_is_there_in_training_alone_and_can_be_taken_off():
-    model = _model().eval()
+    model = small_model(12).eval()
     with torch.no_grad():
         plain = model(IDS).logits
         handles = drop_out(model, 0.5)

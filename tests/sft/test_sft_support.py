@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import HunYuanDenseV1Config, HunYuanDenseV1ForCausalLM
 
 from leadre.catalog import trie
 from leadre.decoding.beam_search import beam_search
@@ -14,6 +13,7 @@ from leadre.lm.logprob import TrieSupport
 from leadre.lm.rows import Rows
 from leadre.sft.batches import collate, num_learned
 from leadre.sft.module import feasible, learned_logprobs
+from tests.small_model import small_model
 
 TEXT, LEVELS = 5, (3, 2, 2)  # tokens 0..4 are text, then <a_0> <a_1> <a_2>, <b_0> <b_1>, <c_0> <c_1>
 SIDS = [(0, 0, 0), (0, 0, 1), (0, 1, 1), (2, 1, 0)]
@@ -23,21 +23,7 @@ ADS = st.integers(0, len(SIDS) - 1)
 
 
 def _model():
-    torch.manual_seed(0)
-    config = HunYuanDenseV1Config(
-        vocab_size=TEXT + sum(LEVELS),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    return HunYuanDenseV1ForCausalLM(config).eval()
+    return small_model(TEXT + sum(LEVELS)).eval()
 
 
 def _sid(ad):

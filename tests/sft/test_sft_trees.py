@@ -3,12 +3,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import HunYuanDenseV1Config, HunYuanDenseV1ForCausalLM
 
 from leadre.lm.rows import Rows
 from leadre.sft.batches import collate, num_learned
 from leadre.sft.module import learned_logprobs
 from leadre.sft.trees import alike, alone, attention_mask, common_prefix, packed, side_by_side, tree
+from tests.small_model import small_model
 
 lists_of_tokens = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=6)
 
@@ -23,24 +23,6 @@ def _rows(texts, seed=0):
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         targets=np.zeros(len(texts), dtype=np.int32),
     )
-
-
-def _model():
-    torch.manual_seed(0)
-    config = HunYuanDenseV1Config(
-        vocab_size=12,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    return HunYuanDenseV1ForCausalLM(config)
 
 
 @settings(deadline=None)
@@ -105,7 +87,7 @@ def test_a_tree_has_the_loss_and_the_gradient_of_its_rows(loss_on):
     rows = _rows([text for user in users for text in user], seed=5)
     results = {}
     for name, groups in (("plain", np.arange(5)), ("tree", np.array([0, 3, 4]))):
-        model = _model()
+        model = small_model(12)
         which, learned = np.arange(len(groups) - 1), num_learned(rows, groups, loss_on=loss_on)
         batch = collate(rows, groups, learned, which, which, loss_on=loss_on)
         loss = -(batch.weights * learned_logprobs(model, batch)).sum() / batch.total
@@ -140,7 +122,7 @@ def test_rows_of_unlike_lengths_are_packed_with_the_loss_and_gradient_of_separat
     everything = np.arange(6)
     losses, gradients = [], []
     for parts in ([everything], [np.array([n]) for n in range(6)]):
-        model, total = _model(), 0.0
+        model, total = small_model(12), 0.0
         for which in parts:
             batch = collate(rows, groups, learned, which, everything, loss_on="history_and_response")
             loss = -(batch.weights * learned_logprobs(model, batch)).sum() / batch.total

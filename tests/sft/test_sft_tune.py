@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file as save_arrays
 from tokenizers import Tokenizer, models
-from transformers import HunYuanDenseV1Config, HunYuanDenseV1ForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from leadre.catalog import trie
 from leadre.lm.model import AdLM, load, save
@@ -17,6 +17,7 @@ from leadre.sft.config import Lora, Stage, Tuning
 from leadre.sft.module import Tuner
 from leadre.sft.tune import tune
 from leadre.training.logs import read_metrics
+from tests.small_model import small_model
 
 SIDS = torch.tensor([[0, 0], [0, 1], [1, 0], [2, 1]])
 TEXT, LEVELS = 6, [3, 2]  # tokens 0..5 are text; 6, 7, 8 are <a_0> <a_1> <a_2>; 9, 10 are <b_0> <b_1>
@@ -70,24 +71,10 @@ def _tokens(folder, name, num_rows, seed, ads=1):
 
 @pytest.fixture
 def folders(tmp_path):
-    torch.manual_seed(0)
-    architecture = HunYuanDenseV1Config(
-        vocab_size=TEXT + sum(LEVELS),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
     for name in ("model", "catalog", "tokens"):
         (tmp_path / name).mkdir()
-    save(AdLM(HunYuanDenseV1ForCausalLM(architecture), tokenizer, (6, 9), (5,)), tmp_path / "model")
+    save(AdLM(small_model(TEXT + sum(LEVELS), layers=1), tokenizer, (6, 9), (5,)), tmp_path / "model")
     trie.save(trie.build(SIDS), tmp_path / "catalog" / "trie.safetensors")
     (tmp_path / "catalog" / "tokens.json").write_text(json.dumps({"levels": LEVELS, "tokens": []}))
     _tokens(tmp_path / "tokens", "main.train", 40, seed=1)
