@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from experiments.lineage import Built, lineage, tuned
 from experiments.result import Builds, ClaimResult, Data, Difference, RowResult, Run, StudyResult
-from experiments.study import Claim, Found, Row, Study
+from experiments.rows import Found
+from experiments.study import Claim, Row, Study
 from experiments.verdict import FEWEST_SEEDS, Effect, Judged, effect, holm, judge
 from leadre import pipeline
 from leadre.artifacts import Result

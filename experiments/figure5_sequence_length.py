@@ -17,7 +17,6 @@ behaviors a user has.
 
 import sys
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from experiments.figure5_curves import draw
@@ -124,11 +123,6 @@ CLAIMS = (
 
 def shortened(overrides: Sequence[str], seed: int, *, users: int = USERS) -> Result:
     """The scores of all systems with one training seed; whatever is in the store is reused."""
-    return _shortened(tuple(overrides), seed, users)
-
-
-@cache  # all rows of a seed are systems of one result, and checking what is stored takes seconds
-def _shortened(overrides: tuple[str, ...], seed: int, users: int) -> Result:
     run = configured(overrides, seed)
     store = Store(Path(run.store.root))
     prepared = pipeline.prepare(run, store, pipeline.index_ads(run, store))

@@ -18,10 +18,10 @@ from experiments.reporting.figure import draw
 from experiments.reporting.page import write_index, write_page
 from experiments.reporting.tables import grid_of, write_tables
 from experiments.result import StudyResult, write_result
-from experiments.study import Study, configured, described, run_rows, seeds_and_overrides, settings_of
+from experiments.rows import log_to_stderr, run_rows
+from experiments.study import Study, asked_of, configured, described, settings_of
 from leadre.artifacts import ArtifactError
 from leadre.config import ConfigError, RunConfig
-from leadre.job import quiet_libraries
 from leadre.report.table import rich_table
 from leadre.training.config import WandbLogs
 
@@ -36,14 +36,13 @@ def run_study(study: Study, arguments: Sequence[str]) -> None:
         print(described(study))
         return
     try:
-        seeds, overrides = seeds_and_overrides(arguments)
+        seeds, jobs, overrides = asked_of(arguments)
         settings = settings_of(study, overrides)
     except ConfigError as error:
         sys.exit(str(error))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    quiet_libraries()
+    log_to_stderr()
     start = time.monotonic()
-    found = run_rows(study, settings, seeds)
+    found = run_rows(study, settings, seeds, jobs=jobs)
     if not any(found.scores.values()):
         sys.exit("No row could be run:\n" + "\n".join(found.not_run.values()))
     command = f"python -m experiments.{study.name} {' '.join(arguments)}".strip()

@@ -4,8 +4,7 @@ Every stage is a result in the store, so rows share what they have in common, an
 where it was. `experiments.run` makes a command of a study (docs/studies.md).
 """
 
-import logging
-import time
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from string import Formatter
@@ -22,7 +21,6 @@ from leadre.report.table import OURS
 SIZES = ("levels", "codebook_size")
 """What an override of a row may name of the study's quantizer."""
 _GONE = "no such key"
-log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -106,25 +104,11 @@ class Study(NamedTuple):
     unit: str = "test users"
 
 
-class Found(NamedTuple):
-    """What a study found.
-
-    Attributes:
-        scores: The results of stage ``scores`` by row and seed.
-        not_run: Why a row has none, or not of every seed.
-        seeds: The training seeds that were asked for.
-    """
-
-    scores: Mapping[str, Mapping[int, Result]]
-    not_run: Mapping[str, str]
-    seeds: Sequence[int]
-
-
 def described(study: Study) -> str:
     """What a study asks, its rows and its claims, for ``--help``."""
     rows = [f"  {row.name}{' (control)' if row.control else ''}: {' '.join(row.overrides)}" for row in study.rows]
     claims = [f"  {claim.text} ({claim.source})" for claim in study.claims]
-    usage = f"python -m experiments.{study.name} [seeds=0,1,2] [overrides of conf/run.yaml]"
+    usage = f"python -m experiments.{study.name} [seeds=0,1,2] [jobs=1] [overrides of conf/run.yaml]"
     return "\n".join([study.title, study.question, usage, "rows:", *rows, "claims:", *claims])
 
 
@@ -133,20 +117,56 @@ def configured(overrides: Sequence[str], seed: int) -> RunConfig:
     return command_line.configured([*overrides, f"seed={seed}"])
 
 
-def seeds_and_overrides(arguments: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Take ``seeds=0,1,2`` (the default) out of a command line; the rest are overrides of every row.
+class Asked(NamedTuple):
+    """The command line of a study.
+
+    Attributes:
+        seeds: ``seeds=0,1,2`` (the default): the training seeds.
+        jobs: ``jobs=1`` (the default): how many runs are under way at once.
+        overrides: All other words: overrides of every row.
+    """
+
+    seeds: list[int]
+    jobs: int
+    overrides: list[str]
+
+
+def asked_of(arguments: Sequence[str]) -> Asked:
+    """Read a command line. With several jobs each has its share of the cores, and no progress bars, unless told so.
 
     Raises:
-        ConfigError: If the seeds are no different whole numbers, or a single ``seed`` is named.
+        ConfigError: If the seeds are no different whole numbers, the jobs none of 1 or more, or a single ``seed`` is
+            named.
     """
-    typed = [text.removeprefix("seeds=") for text in arguments if text.startswith("seeds=")]
-    rest = [text for text in arguments if not text.startswith("seeds=")]
-    seeds = (typed or ["0,1,2"])[-1].split(",")
-    if not all(seed.isdecimal() for seed in seeds) or len(set(map(int, seeds))) < len(seeds):
-        raise ConfigError(f"seeds is {','.join(seeds)!r}, but must be different whole numbers, such as seeds=0,1,2")
+    own = {"seeds": "0,1,2", "jobs": "1"}
+    own |= {name: value for name, _, value in (text.partition("=") for text in arguments) if name in own}
+    rest = [text for text in arguments if text.partition("=")[0] not in own]
+    seeds, jobs = seeds_of(own["seeds"]), own["jobs"]
     if any(text.startswith("seed=") for text in rest):
         raise ConfigError("seed is set by the study, run after run: name the seeds with seeds=0,1,2")
-    return [int(seed) for seed in seeds], rest
+    if not jobs.isdecimal() or int(jobs) < 1:
+        raise ConfigError(f"jobs is {jobs!r}, but must be a whole number of 1 or more: how many runs go side by side")
+    if int(jobs) > 1:
+        shared = (f"compute.threads={max(1, cores() // int(jobs))}", "compute.progress=false")
+        rest += [text for text in shared if key_of(text) not in map(key_of, rest)]
+    return Asked(seeds, int(jobs), rest)
+
+
+def seeds_of(text: str) -> list[int]:
+    """Read training seeds such as ``0,1,2``.
+
+    Raises:
+        ConfigError: If they are no different whole numbers.
+    """
+    seeds = text.split(",")
+    if not all(seed.isdecimal() for seed in seeds) or len(set(map(int, seeds))) < len(seeds):
+        raise ConfigError(f"seeds is {text!r}, but must be different whole numbers, such as seeds=0,1,2")
+    return [int(seed) for seed in seeds]
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def settings_of(study: Study, overrides: Sequence[str]) -> dict[str, list[str]]:
@@ -159,9 +179,9 @@ def settings_of(study: Study, overrides: Sequence[str]) -> dict[str, list[str]]:
     Raises:
         ConfigError: If an override is wrong or sets what the rows differ in, or a row does not compose.
     """
-    varied = {_key(text) for row in study.rows if not row.control for text in row.overrides}
+    varied = {key_of(text) for row in study.rows if not row.control for text in row.overrides}
     for text in overrides:
-        if _key(text) in varied:
+        if key_of(text) in varied:
             raise ConfigError(f"{text}: this is what the rows of {study.name} differ in: leave it out")
     command_line.check(overrides)
     overridden = "".join(text for row in study.rows for text in row.overrides)
@@ -185,13 +205,19 @@ def settings_of(study: Study, overrides: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _settings_of_row(own: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    keys = {_key(text) for text in own}
-    inside = [text for text in overrides if any(_key(text).startswith((f"{key}.", f"{key}/")) for key in keys)]
+    keys = {key_of(text) for text in own}
+    inside = [text for text in overrides if any(key_of(text).startswith((f"{key}.", f"{key}/")) for key in keys)]
     if not inside:
-        return [*(text for text in overrides if _key(text) not in keys), *own]
+        return [*(text for text in overrides if key_of(text) not in keys), *own]
     known = _composed(own)
-    lacking = {text for text in inside if OmegaConf.select(known, _key(text).replace("/", "."), default=_GONE) is _GONE}
-    return [*(text for text in overrides if _key(text) not in keys and text not in lacking), *own]
+    lacking = {
+        text for text in inside if OmegaConf.select(known, key_of(text).replace("/", "."), default=_GONE) is _GONE
+    }
+    return [*(text for text in overrides if key_of(text) not in keys and text not in lacking), *own]
+
+
+def _dotted(override: str) -> str:
+    return key_of(override).replace("/", ".")
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
@@ -199,30 +225,6 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
         return compose("run", list(overrides))
 
 
-def _key(override: str) -> str:
+def key_of(override: str) -> str:
+    """What an override sets, such as ``sft.tuning.learning_rate``."""
     return override.partition("=")[0].lstrip("+~")
-
-
-def run_rows(study: Study, settings: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> Found:
-    """Run all rows, seed by seed, so that what a killed study has left can be compared: name fewer seeds to see it."""
-    scores: dict[str, dict[int, Result]] = {row.name: {} for row in study.rows}
-    not_run: dict[str, str] = {}
-    runs = [(seed, row) for seed in seeds for row in study.rows]
-    start = time.monotonic()
-    for done, (seed, row) in enumerate(runs):
-        if row.name in not_run:
-            continue
-        left = (time.monotonic() - start) / done * (len(runs) - done) / 60 if done else None
-        told = "" if left is None else f", about {left:.0f} min left"
-        log.info("%s: run %s of %s: %s, seed %s%s", study.name, done + 1, len(runs), row.name, seed, told)
-        try:
-            scores[row.name][seed] = study.run(_unlogged(settings[row.name]), seed + row.shift)
-        except Exception as error:  # the other rows need not suffer, and the table shows the hole and why
-            not_run[row.name] = f"seed {seed}: {type(error).__name__}: {error}"
-            log.warning("%s is not run", row.name, exc_info=error)
-    return Found(scores, not_run, seeds)
-
-
-def _unlogged(overrides: Sequence[str]) -> list[str]:
-    """Without what sends curves to Weights & Biases: a study sends them with its scores, when it ends."""
-    return [text for text in overrides if _key(text).partition(".")[0] != "logger"]

@@ -20,7 +20,6 @@ study (docs/studies.md).
 """
 
 import json
-import logging
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -32,8 +31,9 @@ import numpy as np
 import polars as pl
 
 from experiments.content import content_of
+from experiments.rows import Found, log_to_stderr, run_rows
 from experiments.run import finish
-from experiments.study import Claim, Found, Row, Study, run_rows, seeds_and_overrides
+from experiments.study import Claim, Row, Study, seeds_of
 from experiments.table3_lines import (
     NUM_ADS,
     PAPER,
@@ -61,7 +61,6 @@ from leadre.embedding.config import TransformerConfig
 from leadre.embedding.embed import embed
 from leadre.embedding.fingerprint import fingerprint
 from leadre.embedding.weights import available
-from leadre.job import quiet_libraries
 
 VERSION = 1
 OWN = ("encoders", "category", "text", "seed", "seeds")
@@ -135,7 +134,6 @@ def choice(arguments: Iterable[str]) -> Choice:
     known = encoders()
     asked = tuple(dict.fromkeys(filter(None, own.get("encoders", "").split(","))))
     seed = own.get("seed", "0")
-    seeds, _ = seeds_and_overrides([f"seeds={own['seeds']}"] if "seeds" in own else [])
     if "embedding" in typed:
         raise ValueError(f"embedding={typed['embedding']}: encoders are named by encoders=NAME,NAME")
     if unknown := [name for name in asked if name not in known]:
@@ -151,7 +149,7 @@ def choice(arguments: Iterable[str]) -> Choice:
         category=own.get("category", "second"),
         text=own.get("text", "full"),
         seed=int(seed),
-        seeds=tuple(seeds),
+        seeds=tuple(seeds_of(own.get("seeds", "0,1,2"))),
         overrides=(*world, *(f"{key}={value}" for key, value in typed.items())),
     )
 
@@ -315,8 +313,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         asked = choice(arguments)
         check_all(asked)
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-        quiet_libraries()
+        log_to_stderr()
         start = time.monotonic()
         study, found, notes = table3(asked)
     except (ArtifactError, ConfigError, ValueError) as error:

@@ -8,7 +8,8 @@ from experiments import study
 from experiments.content import content_of
 from experiments.next_n import STUDY, measured
 from experiments.reporting.tables import grid_of
-from experiments.study import Found, Row, Study, settings_of
+from experiments.rows import Found
+from experiments.study import Row, Study, settings_of
 from leadre import tables
 from leadre.artifacts import Store
 from leadre.config import CONF, load

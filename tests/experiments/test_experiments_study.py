@@ -15,8 +15,9 @@ from experiments import run, study
 from experiments.content import _tokens, content_of, of_users
 from experiments.reporting.tables import grid_of, write_tables
 from experiments.result import Builds, Difference, read_result, write_result
+from experiments.rows import Found
 from experiments.run import run_study
-from experiments.study import Claim, Found, Row, Study, configured, run_rows, seeds_and_overrides, settings_of
+from experiments.study import Claim, Row, Study, asked_of, configured, settings_of
 from leadre.artifacts import Store
 from leadre.command_line import check
 from leadre.config import ConfigError
@@ -209,22 +210,6 @@ def test_a_study_of_which_no_row_can_run_says_why(tmp_path, monkeypatch):
         _run(tmp_path, monkeypatch, make, rows=STUDY.rows[:1])
 
 
-def test_a_shifted_row_is_trained_with_other_seeds_and_stands_beside_the_studys():
-    rows = (Row("a", ()), Row("b", (), shift=100))
-    asked = []
-    given = STUDY._replace(rows=rows, run=lambda overrides, seed: asked.append(seed) or seed)
-    found = run_rows(given, {"a": [], "b": []}, [0, 1])
-    assert asked == [0, 100, 1, 101]
-    assert found.scores["b"] == {0: 100, 1: 101}
-
-
-def test_the_rows_of_a_study_send_nothing_to_wandb_themselves():
-    seen = []
-    given = STUDY._replace(rows=STUDY.rows[:1], run=lambda overrides, seed: seen.append(overrides))
-    run_rows(given, {"red": ["logger=wandb", "logger.project=x", "lm=tiny"]}, [7])
-    assert seen == [["lm=tiny"]]
-
-
 def test_a_wrong_override_stops_a_study_before_anything_runs():
     with pytest.raises(SystemExit, match=r"quantizer\.levels: Input should be greater than or equal to 1 \(got 0\)"):
         run_study(STUDY, ["quantizer.levels=0"])
@@ -283,8 +268,21 @@ def test_wrong_seeds_are_told(typed):
 
 
 def test_seeds_are_taken_out_of_a_command_line():
-    assert seeds_and_overrides(["seeds=4,5", "lm=tiny"]) == ([4, 5], ["lm=tiny"])
-    assert seeds_and_overrides([]) == ([0, 1, 2], [])
+    assert asked_of(["seeds=4,5", "lm=tiny"]) == ([4, 5], 1, ["lm=tiny"])
+    assert asked_of([]) == ([0, 1, 2], 1, [])
+
+
+def test_jobs_share_the_cores_unless_told_how_many_threads_each_has(monkeypatch):
+    monkeypatch.setattr(study, "cores", lambda: 8)
+    assert asked_of(["jobs=3", "lm=tiny"]) == ([0, 1, 2], 3, ["lm=tiny", "compute.threads=2", "compute.progress=false"])
+    assert asked_of(["jobs=9", "compute.progress=true"]).overrides == ["compute.progress=true", "compute.threads=1"]
+    assert asked_of(["jobs=2", "compute.threads=1", "compute.progress=true"]).overrides[0] == "compute.threads=1"
+
+
+@pytest.mark.parametrize("typed", ["jobs=0", "jobs=two", "jobs=-1", "jobs="])
+def test_wrong_jobs_are_told(typed):
+    with pytest.raises(SystemExit, match=f"jobs is '{typed[5:]}', but must be a whole number of 1 or more"):
+        run_study(STUDY, [typed])
 
 
 def test_help_tells_the_question_the_rows_and_the_claims(capsys):

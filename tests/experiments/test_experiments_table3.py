@@ -12,7 +12,7 @@ from experiments import table3_embedding_accuracy as table3
 from experiments.content import content_of, of_users
 from experiments.record import read_record
 from experiments.result import read_result
-from experiments.study import Found
+from experiments.rows import Found
 from experiments.table3_embedding_accuracy import CLAIMS, REFERENCES, choice, encoders, main
 from experiments.table3_lines import (
     KS,
