@@ -112,7 +112,7 @@ def render(records: Sequence[StudyResult]) -> str:
         "claims": claims_table,
         "scores": scores_table,
         "ran": how_it_ran,
-        "keys": keys_of,
+        "results": results_of,
     }
     text = page.get_template("reproduction.md.jinja").render(studies=studies, **functions)
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
@@ -180,6 +180,19 @@ def keys_of(row: RowResult) -> str:
     if len(keys) > 1 and len(set(keys)) == 1:
         return f"nothing is random, the same with seeds {', '.join(map(str, seeds))}: `{keys[0]}`"
     return ", ".join(f"seed {seed} `{key}`" for seed, key in zip(seeds, keys, strict=True))
+
+
+def results_of(record: StudyResult) -> list[str]:
+    """A line for each row: its name, what sets it apart, its keys. Rows that show the same results share theirs."""
+    shared: dict[tuple[tuple[str, ...], str], list[str]] = {}
+    for row in record.rows:
+        if row.runs:
+            shared.setdefault((row.overrides, keys_of(row)), []).append(plain(row.name))
+    lines = []
+    for (overrides, keys), names in shared.items():
+        told = "all rows" if 1 < len(names) == len(record.rows) else "; ".join(names)
+        lines.append(told + f" (`{' '.join(overrides)}`)" * bool(overrides) + f": {keys}")
+    return lines
 
 
 def plain(text: str) -> str:

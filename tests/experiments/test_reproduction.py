@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from experiments import reproduction
 from experiments.record import file_name, kept, overrides_of, read_record, without_paths, without_values, write_record
-from experiments.reproduction import collect, main, read_records, render
+from experiments.reproduction import collect, main, read_records, render, results_of
 from experiments.result import StudyResult
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -313,6 +313,20 @@ def test_a_row_without_anything_random_has_one_key(docs, leave, result):
     main([])
     told = "- LEADRE: nothing is random, the same with seeds 0, 1, 2: `0000000000000000`\n"
     assert told in (docs / "reproduction.md").read_text()
+
+
+def test_rows_that_show_one_result_share_a_line_of_keys(result):
+    whole, shorter, empty = result["rows"]
+    for row in (shorter, empty):
+        row |= {"overrides": whole["overrides"], "runs": whole["runs"]}
+    (line,) = results_of(StudyResult.model_validate(result))
+    assert line.startswith("all rows")
+    empty["overrides"] = ["lm=local"]
+    shared, own = results_of(StudyResult.model_validate(result))
+    assert shared.startswith("LEADRE; w.o. content")
+    assert own.startswith("another user's content (`lm=local`): ")
+    shorter["runs"] = []
+    assert len(results_of(StudyResult.model_validate(result))) == 2, "a row that was not run has no line"
 
 
 def test_named_studies_alone_are_taken_over(docs, leave, result):
