@@ -30,7 +30,7 @@ class Found(NamedTuple):
     seeds: Sequence[int]
 
 
-class Run(NamedTuple):
+class Job(NamedTuple):
     """One run of the main path, for all rows that ask for it.
 
     Attributes:
@@ -53,37 +53,39 @@ def run_rows(study: Study, settings: Mapping[str, Sequence[str]], seeds: Sequenc
         study: Its rows, and what runs one.
         settings: The overrides of each row.
         seeds: The study's training seeds.
-        jobs: How many runs are under way at once, each in a process of its own. What they share one of them builds, and
-            the others wait for it.
+        jobs: How many are under way at once, each in a process of its own. What they share one of them builds, and the
+            others wait for it.
     """
     scores: dict[str, dict[int, Result]] = {row.name: {} for row in study.rows}
     not_run: dict[str, str] = {}
-    runs = runs_of(study, settings, seeds)
+    planned = all_jobs(study, settings, seeds)
 
-    def wanted(run: Run) -> bool:
-        return not all(row in not_run for row in run.rows)
+    def wanted(job: Job) -> bool:
+        return not all(row in not_run for row in job.rows)
 
-    finish = _one_by_one(study, runs, wanted) if jobs == 1 else _side_by_side(study, runs, wanted, jobs)
+    finished = _one_by_one(study, planned, wanted) if jobs == 1 else _side_by_side(study, planned, wanted, jobs)
     start, built = time.monotonic(), 0
-    for done, (run, outcome) in enumerate(finish, start=1):
-        for row in run.rows:
+    for done, (job, outcome) in enumerate(finished, start=1):
+        for row in job.rows:
             if isinstance(outcome, str):
-                not_run.setdefault(row, f"seed {run.seed}: {outcome}")
+                not_run.setdefault(row, f"seed {job.seed}: {outcome}")
             else:
-                scores[row][run.seed] = outcome
+                scores[row][job.seed] = outcome
         built += isinstance(outcome, Result) and not outcome.reused
-        left = f", about {(time.monotonic() - start) / built * (len(runs) - done) / 60:.0f} min left" if built else ""
-        log.info("%s: %s of %s runs done%s", study.name, done, len(runs), left)
+        left = (
+            f", about {(time.monotonic() - start) / built * (len(planned) - done) / 60:.0f} min left" if built else ""
+        )
+        log.info("%s: %s of %s runs done%s", study.name, done, len(planned), left)
     return Found(scores, not_run, seeds)
 
 
-def runs_of(study: Study, settings: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[Run]:
-    """Each run once, seed by seed and in the order of the rows that ask for it."""
+def all_jobs(study: Study, settings: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[Job]:
+    """Each job once, seed by seed and in the order of the rows that ask for it."""
     rows: dict[tuple[tuple[str, ...], int, int], list[str]] = {}
     for seed in seeds:
         for row in study.rows:
             rows.setdefault((_unlogged(settings[row.name]), seed + row.shift, seed), []).append(row.name)
-    return [Run(*asked, tuple(names)) for asked, names in rows.items()]
+    return [Job(*asked, tuple(names)) for asked, names in rows.items()]
 
 
 def log_to_stderr(*, process: str = "") -> None:
@@ -92,18 +94,20 @@ def log_to_stderr(*, process: str = "") -> None:
     quiet_libraries()
 
 
-def _one_by_one(study: Study, runs: Sequence[Run], wanted: Callable[[Run], bool]) -> Iterator[tuple[Run, Result | str]]:
-    for run in filter(wanted, runs):  # looked at when its turn comes
-        yield run, _outcome(study.name, study.run, run)
+def _one_by_one(
+    study: Study, planned: Sequence[Job], wanted: Callable[[Job], bool]
+) -> Iterator[tuple[Job, Result | str]]:
+    for job in filter(wanted, planned):  # looked at when its turn comes
+        yield job, _outcome(study.name, study.run, job)
 
 
 def _side_by_side(
-    study: Study, runs: Sequence[Run], wanted: Callable[[Run], bool], jobs: int
-) -> Iterator[tuple[Run, Result | str]]:
+    study: Study, planned: Sequence[Job], wanted: Callable[[Job], bool], jobs: int
+) -> Iterator[tuple[Job, Result | str]]:
     """The outcomes as they come. Processes are started anew: PyTorch's threads do not live on in a forked one."""
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
     try:
-        futures = {pool.submit(_outcome, study.name, study.run, run): run for run in runs}
+        futures = {pool.submit(_outcome, study.name, study.run, job): job for job in planned}
         for done in as_completed(futures):
             if done.cancelled():
                 continue
@@ -111,8 +115,8 @@ def _side_by_side(
                 yield futures[done], done.result()
             except BrokenProcessPool:
                 yield futures[done], "a process ended without a word, perhaps for want of memory: give fewer jobs"
-            for other, run in futures.items():
-                if not wanted(run):
+            for other, job in futures.items():
+                if not wanted(job):
                     other.cancel()
     finally:
         pool.shutdown(cancel_futures=True)
@@ -122,13 +126,13 @@ def _begin() -> None:
     log_to_stderr(process=f"[{os.getpid()}] ")
 
 
-def _outcome(study: str, make: Callable[[Sequence[str], int], Result], run: Run) -> Result | str:
-    """The scores of a run, or why there are none."""
-    log.info("%s: %s, seed %s", study, ", ".join(run.rows), run.seed)
+def _outcome(study: str, make: Callable[[Sequence[str], int], Result], job: Job) -> Result | str:
+    """The scores of a job, or why there are none."""
+    log.info("%s: %s, seed %s", study, ", ".join(job.rows), job.seed)
     try:
-        return make(run.overrides, run.training_seed)
+        return make(job.overrides, job.training_seed)
     except Exception as error:  # the other rows need not suffer, and the table shows the hole and why
-        log.warning("%s is not run", ", ".join(run.rows), exc_info=error)
+        log.warning("%s is not run", ", ".join(job.rows), exc_info=error)
         return f"{type(error).__name__}: {error}"
 
 

@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from experiments.rows import run_rows, runs_of
+from experiments.rows import all_jobs, run_rows
 from experiments.study import Row, Study
 from leadre.artifacts import Result
 
@@ -73,7 +73,7 @@ def test_rows_that_are_systems_of_one_run_share_it_and_run_once_a_seed():
     settings = {"ours": ["a"], "sasrec": ["a"], "other": ["b"], "popularity": ["a"]}
     asked = []
     given = STUDY._replace(rows=rows, run=lambda overrides, seed: asked.append((overrides, seed)) or seed)
-    assert [run.rows for run in runs_of(given, settings, [0, 1])] == [
+    assert [job.rows for job in all_jobs(given, settings, [0, 1])] == [
         ("ours", "sasrec", "popularity"),
         ("other",),
         ("ours", "sasrec", "popularity"),
