@@ -72,11 +72,11 @@ def run_rows(study: Study, settings: Mapping[str, Sequence[str]], seeds: Sequenc
             else:
                 scores[row][job.seed] = outcome
         built += isinstance(outcome, Result) and not outcome.reused
-        left = (
-            f", about {(time.monotonic() - start) / built * (len(planned) - done) / 60:.0f} min left" if built else ""
-        )
+        minutes = (time.monotonic() - start) / max(built, 1) * (len(planned) - done) / 60
+        left = f", about {minutes:.0f} min left" if built else ""  # what was there already took no time
         log.info("%s: %s of %s runs done%s", study.name, done, len(planned), left)
-    return Found(scores, not_run, seeds)
+    in_order = {row: {seed: made[seed] for seed in seeds if seed in made} for row, made in scores.items()}
+    return Found(in_order, not_run, seeds)
 
 
 def all_jobs(study: Study, settings: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[Job]:

@@ -34,12 +34,13 @@ def _dying(overrides, seed):
 
 
 def _meeting(overrides, seed):
-    """Does not end before another process is at work as well."""
+    """Does not end before another process is at work as well; the first seed's are the last to end."""
     folder = Path(overrides[1])
     (folder / str(os.getpid())).touch()
     end = time.monotonic() + 120
     while len(list(folder.iterdir())) < 2 and time.monotonic() < end:
         time.sleep(0.02)
+    time.sleep(0.3 if seed == 0 and overrides[0] == "lm.seed=1" else 0)
     return _failing(overrides, seed)
 
 
@@ -57,7 +58,7 @@ def test_jobs_find_side_by_side_what_one_finds_after_another(tmp_path):
     settings = {row: [*chosen, str(tmp_path)] for row, chosen in SETTINGS.items()}
     found = run_rows(STUDY._replace(run=_meeting), settings, [0, 1], jobs=2)
     alone = run_rows(STUDY._replace(run=_failing), settings, [0, 1])
-    assert _keys(found) == _keys(alone)
+    assert repr(_keys(found)) == repr(_keys(alone)), "in the order of the seeds"
     assert found.not_run.keys() == {"green"}
     processes = {path.name for path in tmp_path.iterdir()}
     assert len(processes) == 2
@@ -125,7 +126,7 @@ def test_the_rows_of_a_study_send_nothing_to_wandb_themselves():
 
 
 def test_the_time_left_is_told_of_what_is_built_and_not_of_what_was_there(caplog, monkeypatch):
-    clock = iter(range(0, 1000, 120))
+    clock = iter(range(0, 1000, 60))
     monkeypatch.setattr("experiments.rows.time.monotonic", lambda: next(clock))
     reused = _made(("lm.seed=1",), 0)._replace(reused=True)
     given = STUDY._replace(
