@@ -1,8 +1,8 @@
 """docs/reproduction.md: what the studies found, claim by claim, beside the paper.
 
 The newest run of each study on each data set is kept as ``docs/results/<study>.<data>.json``: scores, claims and keys,
-no number of a single user, and no path of the machine it ran on. The page is written from these files alone, in the
-words of ``reproduction.md.jinja``.
+no number of a single user, and no path of the machine it ran on; its picture lies beside it as ``.png``. The page is
+written from these files alone, in the words of ``reproduction.md.jinja``.
 
     python -m experiments.reproduction                                # the studies that lie in store/
     python -m experiments.reproduction table2_task_order              # these studies alone are taken over
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from experiments.record import file_name, read_record, write_record
 from experiments.reporting.tables import interval
@@ -32,6 +33,7 @@ from leadre.report.table import NOTHING, Grid, decimals, markdown
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
+COLORS = 64
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +53,7 @@ def collect(studies: Path, results: Path, named: Sequence[str] = ()) -> Collecte
         named: The studies that are taken over; none is all.
     """
     newest: dict[str, StudyResult] = {}
+    pictures: dict[str, Path] = {}
     faults = []
     for path in sorted(studies.glob("*/*/result.json")):
         study = path.parent.parent.name
@@ -60,7 +63,9 @@ def collect(studies: Path, results: Path, named: Sequence[str] = ()) -> Collecte
             record = read_record(path)
             if record.study != study:
                 raise ValueError(f"{path} is a result of study {record.study!r}: it lies in the folder of another")
-            newest[file_name(record)] = max(newest.get(file_name(record), record), record, key=_worth)
+            name = file_name(record)
+            if name not in newest or _worth(record) > _worth(newest[name]):
+                newest[name], pictures[name] = record, path.with_name("figure.png")
         except ValueError as error:
             faults.append(str(error))
     taken = [results / name for name, record in newest.items() if _replaces(record, results / name)]
@@ -71,7 +76,16 @@ def collect(studies: Path, results: Path, named: Sequence[str] = ()) -> Collecte
             )
         results.mkdir(parents=True, exist_ok=True)
         write_record(path, newest[path.name])
+        _keep_picture(pictures[path.name], path.with_suffix(".png"))
     return Collected(taken, faults)
+
+
+def _keep_picture(picture: Path, kept: Path) -> None:
+    """Keep a study's picture with few colors: it is a plot, and a tenth of the bytes."""
+    kept.unlink(missing_ok=True)
+    if picture.is_file():
+        with Image.open(picture) as image:
+            image.convert("RGB").quantize(COLORS).save(kept, optimize=True)
 
 
 def read_records(results: Path) -> list[StudyResult]:
@@ -94,8 +108,13 @@ def read_records(results: Path) -> list[StudyResult]:
     return records
 
 
-def render(records: Sequence[StudyResult]) -> str:
-    """The page, as Markdown."""
+def render(records: Sequence[StudyResult], results: Path) -> str:
+    """The page, as Markdown; it shows the pictures that lie beside the records in ``results``."""
+
+    def picture_of(record: StudyResult) -> str:
+        picture = (results / file_name(record)).with_suffix(".png")
+        return f"{results.name}/{picture.name}" if picture.is_file() else ""
+
     page = Environment(
         loader=FileSystemLoader(HERE),
         undefined=StrictUndefined,
@@ -113,6 +132,7 @@ def render(records: Sequence[StudyResult]) -> str:
         "scores": scores_table,
         "ran": how_it_ran,
         "results": results_of,
+        "picture": picture_of,
     }
     text = page.get_template("reproduction.md.jinja").render(studies=studies, **functions)
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
@@ -295,7 +315,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(str(error))
     for path in collected.taken:
         log.info("taken over: %s", path.name)
-    (DOCS / "reproduction.md").write_text(render(records), encoding="utf-8")
+    (DOCS / "reproduction.md").write_text(render(records, DOCS / "results"), encoding="utf-8")
     log.info("docs/reproduction.md: results %s; claims: %s", len(records), verdicts(records))
     if collected.faults:
         sys.exit("\n".join(collected.faults))

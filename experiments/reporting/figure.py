@@ -32,7 +32,10 @@ def draw(folder: Path, store: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(rows)), [row.name + (" (control)" if row.control else "") for row in rows])
     panels[0].invert_yaxis()
-    figure.suptitle(f"{content.title}: a dot a training seed, the mean, its 95 % interval", fontsize="medium")
+    told = "a dot a training seed, the mean, its 95 % interval"
+    if any(row.paper for row in rows):
+        told += "; triangles: the paper, on its own data"
+    figure.suptitle(f"{content.title}: {told}", fontsize="medium")
     figure.savefig(folder / "figure.png", dpi=150)
 
 

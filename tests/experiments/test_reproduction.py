@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from experiments import reproduction
 from experiments.record import file_name, kept, overrides_of, read_record, without_paths, without_values, write_record
@@ -143,7 +144,7 @@ def docs(tmp_path, monkeypatch):
 
 def test_the_committed_page_is_what_the_committed_results_give():
     page = (DOCS / "reproduction.md").read_text(encoding="utf-8")
-    assert render(read_records(DOCS / "results")) == page, "run `python -m experiments.reproduction`"
+    assert render(read_records(DOCS / "results"), DOCS / "results") == page, "run `python -m experiments.reproduction`"
 
 
 def test_the_committed_results_are_small_and_name_no_place_of_a_machine():
@@ -202,6 +203,21 @@ def test_what_is_kept_holds_no_path_of_the_machine_and_no_more_than_the_page_nee
     assert "per_user" not in kept
     assert json.loads(kept)["command"] == "python -m experiments.table1_prompt_components data.root=PATH"
     assert "are not in PATH" in (docs / "reproduction.md").read_text()
+
+
+def test_the_picture_of_what_is_kept_stands_on_the_page(docs, leave, result):
+    figure = leave(result).with_name("figure.png")
+    Image.linear_gradient("L").resize((600, 400)).save(figure)
+    main([])
+    kept = docs / "results" / "table1_prompt_components.synthetic_small_seed_5_4000_users_1200_ads.png"
+    with Image.open(kept) as picture:
+        assert (picture.size, picture.mode) == ((600, 400), "P")
+    shown = f"![{result['title']}](results/{kept.name})"
+    assert shown in (docs / "reproduction.md").read_text(encoding="utf-8")
+    figure.unlink()  # a run that left none replaces it
+    main([])
+    assert not kept.exists()
+    assert shown not in (docs / "reproduction.md").read_text(encoding="utf-8")
 
 
 def test_texts_of_results_are_no_markup(docs, leave, result):
