@@ -145,15 +145,15 @@ PREFERENCES = Table(
         "user_id": _TEXT,
         "chosen_ad": _TEXT,
         "rejected_ad": _TEXT,
-        "chosen_ecpm": Column(pl.Float64()),
-        "rejected_ecpm": Column(pl.Float64()),
+        "chosen_worth": Column(pl.Float64()),
+        "rejected_worth": Column(pl.Float64()),
         "chosen_source": _TEXT,
         "rejected_source": _TEXT,
         "divergence": _INT,
     },
 )
-"""One row a pair of a user's plausible ads, the one of higher ECPM chosen; sorted by user, chosen and rejected ad. A
-source is ``click``, ``shown`` (both from the log) or ``beam`` (the model's own). ``divergence`` is the number of
+"""One row a pair of a user's plausible ads, the one that is worth more chosen; sorted by user, chosen and rejected ad.
+A source is ``click``, ``shown`` (both from the log) or ``beam`` (the model's own). ``divergence`` is the number of
 leading codes that the two S-IDs share."""
 
 LTR_USERS = Table("ltr_users", {"user_id": _TEXT, "role": _TEXT})

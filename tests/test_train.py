@@ -59,7 +59,7 @@ def type_(tmp_path_factory):
 def swept(tmp_path_factory, type_):
     """A sweep over two alignments, of which one cannot find a pair."""
     folder = tmp_path_factory.mktemp("runs")
-    wrong = "alignment.preferences.min_log_ecpm_gap=0.2,99.0"
+    wrong = "alignment.preferences.min_log_gap=0.2,99.0"
     typed = ["-m", *DPO, wrong, "hydra.sweep.dir=sweep"]
     return folder, type_(folder, "train.py", *typed)
 
@@ -69,7 +69,7 @@ def test_a_sweep_ends_with_one_table_that_shows_the_hole_and_why(swept):
     assert done.returncode == 0, done.stderr
     assert "Sweep of 2 runs" in done.stdout
     table = (folder / "sweep" / "sweep.md").read_text()
-    assert "| min_log_ecpm_gap=0.2 |" in table
+    assert "| min_log_gap=0.2 |" in table
     assert "left no pair" in table
     results = [json.loads((folder / "sweep" / job / "result.json").read_text()) for job in ("0", "1")]
     assert "LEADRE" in results[0]["scores"]["systems"]
@@ -80,7 +80,7 @@ def test_a_sweep_ends_with_one_table_that_shows_the_hole_and_why(swept):
 def test_a_search_takes_its_best_trial_by_validation_users_and_goes_on_after_a_failure(swept, type_):
     folder, _ = swept
     tuned = ("learning_rate=2e-3", "weight_decay=0.01", "batch_size=32", "loss_on=history_and_response")
-    wrong = "alignment.preferences.min_log_ecpm_gap=choice(0.2,99.0)"
+    wrong = "alignment.preferences.min_log_gap=choice(0.2,99.0)"
     typed = [*DPO, *(f"sft.tuning.{setting}" for setting in tuned), wrong, "alignment.tuning.validations=1"]
     done = type_(folder, "train.py", "search=leadre", *typed, "hydra.sweeper.n_trials=3", "hydra.sweep.dir=search")
     assert done.returncode == 0, done.stderr
@@ -119,7 +119,7 @@ def test_a_run_ends_with_the_table_the_report_and_the_path_of_every_result(swept
 
 def test_input_that_the_user_can_mend_is_told_without_a_traceback(swept, type_):
     folder, _ = swept
-    done = type_(folder, "train.py", *DPO, "alignment.preferences.min_log_ecpm_gap=99.0", "hydra.run.dir=no")
+    done = type_(folder, "train.py", *DPO, "alignment.preferences.min_log_gap=99.0", "hydra.run.dir=no")
     assert done.returncode == 1
     assert "left no pair" in done.stderr
     assert "Traceback" not in done.stderr

@@ -23,7 +23,7 @@ SCHEMA = pl.Schema(
 )
 """One row a plausible ad of a user. ``source`` is ``click``, ``shown`` or ``beam``; ``place`` counts the user's ads of
 the log from the latest, those of the beam from the best; ``ecpm`` is the log's, null for an ad of the beam;
-``estimate`` is the ranker's ECPM, null where nothing was estimated."""
+``estimate`` is what the ranker says it is worth, null where nothing was estimated."""
 
 
 class Funnel(NamedTuple):
@@ -120,14 +120,15 @@ def beamed(
     floor: float | None,
     train_targets: bool,
 ) -> Candidates:
-    """The plausible ads of the model's own beams, each with the ranker's estimate of its ECPM.
+    """The plausible ads of the model's own beams, each with what the ranker says it is worth.
 
     An ad that the log has for the user already stays the log's. An ad that did not run at the time of the prompt could
     not have been shown then (our choice).
 
     Args:
         beams: One row an ad of a user's beam: ``user_id``, ``ad_id``, ``place`` (0 is the best), ``time`` of the
-            prompt's target, ``click`` and ``estimate``: the ranker's click probability and ECPM at that time.
+            prompt's target, ``click`` and ``estimate``: the ranker's click probability and what it says the ad is worth
+            at that time.
         split: A SPLIT table.
         ads: ``ad_id``, ``start_time`` and ``end_time`` of every ad.
         log: The plausible ads of the log.

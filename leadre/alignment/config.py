@@ -12,16 +12,19 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Worth = Literal["ecpm", "value"]
+"""What two ads are compared by: ECPM, or value: the chance of a click times what it brings."""
 
 
 @settings
 class PreferenceConfig:
-    """Which pairs of one user's plausible ads are compared by their ECPM."""
+    """Which pairs of one user's plausible ads are compared by what they are worth."""
 
     sources: Annotated[tuple[Literal["log", "beam"], ...], Field(min_length=1)]
     beam_width: Count
+    worth: Worth
+    min_log_gap: NotNegative
     min_pctr_quantile: Share
-    min_log_ecpm_gap: NotNegative
     train_targets: bool
     max_ads_per_user: Annotated[int, Field(ge=2)]
     rejected_per_chosen: Count
@@ -30,6 +33,15 @@ class PreferenceConfig:
     max_pairs: Count
     control: Literal["flipped", "random"] | None
     seed: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _value_is_estimated(self) -> Self:
+        if self.worth == "value" and "beam" not in self.sources:
+            raise ValueError(
+                "worth is 'value', which no log tells, but sources has no 'beam', so that nothing is estimated: add "
+                "beam to alignment.preferences.sources, or set alignment.preferences.worth=ecpm"
+            )
+        return self
 
 
 @settings

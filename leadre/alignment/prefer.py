@@ -16,7 +16,7 @@ from torch import nn
 
 from leadre import tables
 from leadre.alignment.candidates import Candidates, beamed, click_floor, logged, nothing
-from leadre.alignment.config import PreferenceConfig
+from leadre.alignment.config import PreferenceConfig, Worth
 from leadre.alignment.preferences import Preferences, preferences
 from leadre.alignment.rows import last_rows
 from leadre.catalog import trie as tries
@@ -29,7 +29,7 @@ from leadre.training.config import ComputeConfig
 from leadre.training.device import set_up_device
 
 log = logging.getLogger(__name__)
-VERSION = 2
+VERSION = 3
 TOKENS = 16_384
 """Tokens of prompts that are read at a time, with their padding."""
 CELLS = 4_000_000
@@ -91,7 +91,13 @@ def prefer(
             model, catalog, encoded, width=config.beam_width, num_ads=sids.height, device=set_up_device(compute)
         )
         found = judged(
-            asked, of_log.funnel.rows, sids["ad_id"], beam=beam, width=config.beam_width, estimate=_ranker(ltr, world)
+            asked,
+            of_log.funnel.rows,
+            sids["ad_id"],
+            beam=beam,
+            width=config.beam_width,
+            estimate=_ranker(ltr, world),
+            worth=config.worth,
         )
         of_log = of_log._replace(funnel=of_log.funnel._replace(rows=found.log))
         of_beam = beamed(
@@ -160,7 +166,7 @@ class Judged(NamedTuple):
 
 
 def judged(
-    asked: pl.DataFrame, log: pl.DataFrame, ads: pl.Series, *, beam: Beam, width: int, estimate: Estimate
+    asked: pl.DataFrame, log: pl.DataFrame, ads: pl.Series, *, beam: Beam, width: int, estimate: Estimate, worth: Worth
 ) -> Judged:
     """Make the beams of some users and ask the ranker about them, so many users at a time as fit.
 
@@ -177,6 +183,7 @@ def judged(
         beam: The model's search.
         width: The most ads of a beam.
         estimate: The ranker.
+        worth: What is estimated beside the click probability.
     """
     of_log = log.group_by("user_id").agg(shown="ad_id")
     asked = asked.join(of_log, on="user_id", how="left").sort("user_id")
@@ -186,7 +193,7 @@ def judged(
         beams.append(_beams(beam(users["row"].to_numpy()), users, ads))
         shown = users.select("user_id", ad_id="shown").explode("ad_id").drop_nulls()
         pairs = pl.concat([part.select("user_id", "ad_id") for part in (beams[-1], users, shown)])
-        estimates.append(_estimates(pairs.unique().sort("user_id", "ad_id"), users, estimate))
+        estimates.append(_estimates(pairs.unique().sort("user_id", "ad_id"), users, estimate, worth))
     said = pl.concat(estimates)
     return Judged(
         _with(pl.concat(beams), said),
@@ -210,12 +217,12 @@ def _beams(rows: NDArray[np.int64], users: pl.DataFrame, ads: pl.Series) -> pl.D
     return found.with_columns(ad_id=ads.gather(rows[user, place]), place=pl.Series(place)).select(list(_BEAMS))
 
 
-def _estimates(pairs: pl.DataFrame, users: pl.DataFrame, estimate: Estimate) -> pl.DataFrame:
+def _estimates(pairs: pl.DataFrame, users: pl.DataFrame, estimate: Estimate, worth: Worth) -> pl.DataFrame:
     """What the ranker says of some pairs of user and ad, each at the time of its user."""
     ads = pairs["ad_id"].unique().sort()
     said = estimate(users.select("user_id", "time"), ads.to_list())
     at = users["user_id"].search_sorted(pairs["user_id"]).to_numpy(), ads.search_sorted(pairs["ad_id"]).to_numpy()
-    found = {"click": said.click[at].astype(np.float64), "estimate": said.ecpm[at].astype(np.float64)}
+    found = {"click": said.click[at].astype(np.float64), "estimate": getattr(said, worth)[at].astype(np.float64)}
     return pairs.with_columns(**{name: pl.Series(values) for name, values in found.items()})
 
 

@@ -1,8 +1,8 @@
-"""Pairs of one user's plausible ads, the one of higher ECPM preferred (LEADRE 4.3.2).
+"""Pairs of one user's plausible ads, the one that is worth more preferred (LEADRE 4.3.2).
 
 Our choice, where the paper is silent: two ads of the log are compared by the ECPMs of the log; where one of the two is
 of the model's own beam, and so has none, both are compared by the ranker's estimates for the same moment. The two
-scales never meet in a pair.
+scales never meet in a pair. By value, the chance of a click times what it brings, all are compared by estimates.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from leadre import tables
 from leadre.alignment.candidates import Candidates, Funnel, funnel, usable
-from leadre.alignment.config import PreferenceConfig
+from leadre.alignment.config import PreferenceConfig, Worth
 
 _USERS = 1_000
 """Users whose pairs are in memory at a time, before the cap of a user."""
@@ -30,7 +30,7 @@ class Preferences(NamedTuple):
         steps: The way from ``impressions`` and ``beam_ads`` over ``ads`` to ``pairs``: of each what came in, what was
             dropped for each reason, in order, and what went out. ``ads`` takes what goes out of the first two.
         floors: The click probability from which an ad of the log, and of the beam, is plausible.
-        settings: Which control the pairs are of, and the seed.
+        settings: What the ads are compared by, which control the pairs are of, and the seed.
     """
 
     pairs: pl.DataFrame
@@ -93,7 +93,7 @@ def preferences(log: Candidates, beam: Candidates, sids: pl.DataFrame, *, config
         pairs.sort(order),
         steps={name: step.account() for name, step in steps.items()},
         floors={"log": log.floor, "beam": beam.floor},
-        settings={"control": config.control, "seed": config.seed},
+        settings={"worth": config.worth, "control": config.control, "seed": config.seed},
     )
 
 
@@ -120,30 +120,33 @@ def _sample(ads: pl.DataFrame, config: PreferenceConfig) -> Funnel:
 def _pairs(ads: pl.DataFrame, config: PreferenceConfig, rng: np.random.Generator) -> Funnel:
     """The pairs of some users that may be made, up to the cap of a user."""
     kept = funnel(ads.join(ads, on="user_id", suffix="_other").filter(pl.col("ad_id") < pl.col("ad_id_other")))
-    kept = kept._replace(rows=_on_one_scale(kept.rows))
-    kept = kept.keep("unusable_estimate", usable("value") & usable("value_other"))
-    gap = pl.col("value").log() - pl.col("value_other").log()
-    kept = kept.keep("ecpms_tied", pl.col("value") != pl.col("value_other"))
-    kept = kept.keep("ecpms_too_close", gap.abs() >= config.min_log_ecpm_gap)
+    kept = kept._replace(rows=_on_one_scale(kept.rows, config.worth))
+    kept = kept.keep("unusable_estimate", usable("worth") & usable("worth_other"))
+    gap = pl.col("worth").log() - pl.col("worth_other").log()
+    kept = kept.keep("tied", pl.col("worth") != pl.col("worth_other"))
+    kept = kept.keep("too_close", gap.abs() >= config.min_log_gap)
     kept = kept._replace(rows=_drawn(_ordered(kept.rows), rng))
     kept = kept.keep("beyond_rejected_per_chosen", pl.col("place") < config.rejected_per_chosen)
     return kept.keep("beyond_cap_of_user", pl.int_range(pl.len()).over("user_id") < config.max_pairs_per_user)
 
 
-def _on_one_scale(pairs: pl.DataFrame) -> pl.DataFrame:
-    """``value`` and ``value_other``: both ECPMs of the log, or both estimates where the log lacks one."""
+def _on_one_scale(pairs: pl.DataFrame, worth: Worth) -> pl.DataFrame:
+    """``worth`` and ``worth_other``: both ECPMs of the log, or both estimates where that is asked or the log lacks one.
+
+    ``of_log`` tells the pairs of which both ads are of the log.
+    """
     of_log = pl.col("ecpm").is_not_null() & pl.col("ecpm_other").is_not_null()
-    values = {
-        f"value{other}": pl.when("of_log").then(f"ecpm{other}").otherwise(f"estimate{other}")
-        for other in ("", "_other")
+    told = of_log if worth == "ecpm" else pl.lit(value=False)
+    worths = {
+        f"worth{other}": pl.when(told).then(f"ecpm{other}").otherwise(f"estimate{other}") for other in ("", "_other")
     }
-    return pairs.with_columns(of_log=of_log).with_columns(**values)
+    return pairs.with_columns(of_log=of_log, **worths)
 
 
 def _ordered(pairs: pl.DataFrame) -> pl.DataFrame:
-    """The ad of the higher value as the chosen one."""
-    first = pl.col("value") > pl.col("value_other")
-    columns = {"ad": "ad_id", "ecpm": "value", "source": "source"}
+    """The ad that is worth more as the chosen one."""
+    first = pl.col("worth") > pl.col("worth_other")
+    columns = {"ad": "ad_id", "worth": "worth", "source": "source"}
     chosen = {f"chosen_{to}": pl.when(first).then(of).otherwise(f"{of}_other") for to, of in columns.items()}
     rejected = {f"rejected_{to}": pl.when(first).then(f"{of}_other").otherwise(of) for to, of in columns.items()}
     return pairs.select("user_id", "of_log", **chosen, **rejected)
@@ -180,7 +183,7 @@ def _controlled(pairs: pl.DataFrame, config: PreferenceConfig) -> pl.DataFrame:
     swapped = {
         f"{role}_{of}": pl.when(turned).then(f"{other}_{of}").otherwise(f"{role}_{of}")
         for role, other in (_ROLES, _ROLES[::-1])
-        for of in ("ad", "ecpm", "source")
+        for of in ("ad", "worth", "source")
     }
     return pairs.with_columns(**swapped)
 
@@ -190,8 +193,8 @@ def _no_pair(steps: dict[str, Funnel]) -> str:
     return (
         f"alignment.preferences left no pair of {steps['impressions'].seen} impressions and "
         f"{steps['beam_ads'].seen} ads of beams ({', '.join(reasons) or 'none to drop'}): alignment compares two "
-        "plausible ads of one user by their ECPM; loosen alignment.preferences where the counts are large, or train "
-        "without alignment (alignment=none)"
+        "plausible ads of one user by what they are worth; loosen alignment.preferences where the counts are large, or "
+        "train without alignment (alignment=none)"
     )
 
 

@@ -64,8 +64,9 @@ CONFIG = {
     "preferences": {
         "sources": ["log"],
         "beam_width": 4,
+        "worth": "ecpm",
         "min_pctr_quantile": 0.5,
-        "min_log_ecpm_gap": 0.2,
+        "min_log_gap": 0.2,
         "train_targets": False,
         "max_ads_per_user": 10,
         "rejected_per_chosen": 3,

@@ -1,6 +1,7 @@
 """The whole stage on a toy world: beams of a tiny model, a ranker by hand, no leak, the same bytes."""
 
 import json
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -36,8 +37,9 @@ OFFSETS = (20, 24, 28)
 CONFIG = PreferenceConfig(
     sources=("log", "beam"),
     beam_width=5,
+    worth="ecpm",
     min_pctr_quantile=0.5,
-    min_log_ecpm_gap=0.1,
+    min_log_gap=0.1,
     train_targets=False,
     max_ads_per_user=12,
     rejected_per_chosen=3,
@@ -255,7 +257,9 @@ def test_estimates_in_memory_do_not_grow_with_users(monkeypatch):
 
     asked = pl.DataFrame({"user_id": USERS, "row": range(20), "ad_id": [ADS[0]] * 20, "time": [7] * 20})
     log = pl.DataFrame({"user_id": ["u03", "u99"], "ad_id": "ad02", "estimate": None})
-    found = judged(asked, log, pl.Series(ADS[:4]), beam=lambda rows: rows[:, None] % 4, width=1, estimate=measured)
+    found = judged(
+        asked, log, pl.Series(ADS[:4]), beam=lambda rows: rows[:, None] % 4, width=1, estimate=measured, worth="ecpm"
+    )
     assert len(sizes) == 10
     assert max(sizes) <= 8
     clicks = [np.float32(said(user, 7, ADS[0])[0]) for user in USERS]
@@ -277,7 +281,7 @@ def test_users_at_a_time_do_not_become_fewer_with_a_larger_catalog(monkeypatch):
     asked = pl.DataFrame({"user_id": USERS, "row": range(20), "ad_id": [ADS[0]] * 20, "time": [7] * 20})
     log = pl.DataFrame({"user_id": ["u03"], "ad_id": "ad02", "estimate": None})
     ads = pl.Series([f"ad{i}" for i in range(100_000)])
-    judged(asked, log, ads, beam=lambda rows: 1000 * rows[:, None], width=1, estimate=measured)
+    judged(asked, log, ads, beam=lambda rows: 1000 * rows[:, None], width=1, estimate=measured, worth="ecpm")
     assert [users for users, _ in sizes] == [10, 10]
     assert max(users * ads for users, ads in sizes) <= 300
 
@@ -285,7 +289,9 @@ def test_users_at_a_time_do_not_become_fewer_with_a_larger_catalog(monkeypatch):
 def test_a_beam_that_finds_fewer_ads_than_its_width_holds_no_ad_in_their_place():
     asked = pl.DataFrame({"user_id": ["u01"], "row": [0], "ad_id": ["ad00"], "time": [7]})
     log = pl.DataFrame(schema={"user_id": pl.String, "ad_id": pl.String, "estimate": pl.Float64})
-    found = judged(asked, log, pl.Series(ADS), beam=lambda rows: np.array([[3, -1]]), width=2, estimate=estimate)
+    found = judged(
+        asked, log, pl.Series(ADS), beam=lambda rows: np.array([[3, -1]]), width=2, estimate=estimate, worth="ecpm"
+    )
     assert found.beams["ad_id"].to_list() == ["ad03"]
 
 
@@ -304,11 +310,18 @@ def test_the_beam_alone_makes_pairs_too(inputs, compute, tmp_path):
     assert pairs.height > 10
 
 
+def test_by_value_an_ad_is_worth_the_chance_of_a_click_times_its_ecpm(inputs, compute, tmp_path):
+    pairs, account = preferred(inputs, tmp_path / "out", compute, worth="value")
+    assert account["worth"] == "value"
+    for user, chosen, rejected, *worths, _, _, _ in pairs.rows():
+        assert worths == pytest.approx([math.prod(said(user, 200, ad)) for ad in (chosen, rejected)], rel=1e-6)
+
+
 def test_a_control_is_told_in_the_account(inputs, whole, compute, tmp_path):
     pairs, account = preferred(inputs, tmp_path / "out", compute, control="flipped")
     assert account["control"] == "flipped"
     assert account["steps"] == whole[1]["steps"]
-    assert (pairs["chosen_ecpm"] < pairs["rejected_ecpm"]).all()
+    assert (pairs["chosen_worth"] < pairs["rejected_worth"]).all()
 
 
 def test_both_controls_hold_the_very_pairs_of_ads_and_no_train_target(inputs, whole, compute, tmp_path):
@@ -325,8 +338,8 @@ def test_both_controls_hold_the_very_pairs_of_ads_and_no_train_target(inputs, wh
 
 
 def test_a_world_without_pairs_says_so(inputs, compute, tmp_path):
-    with pytest.raises(ValueError, match=r"left no pair of 320 .* and 75 ads of beams \(.*ecpms_too_close: .*loosen"):
-        preferred(inputs, tmp_path / "out", compute, min_log_ecpm_gap=99.0)
+    with pytest.raises(ValueError, match=r"left no pair of 320 .* and 75 ads of beams \(.*too_close: .*loosen"):
+        preferred(inputs, tmp_path / "out", compute, min_log_gap=99.0)
 
 
 def test_inputs_that_do_not_belong_together_are_refused(inputs, compute, tmp_path):

@@ -19,8 +19,9 @@ from leadre.alignment.preferences import codes_of, gini, preferences
 ALL = PreferenceConfig(
     sources=("log", "beam"),
     beam_width=4,
+    worth="ecpm",
     min_pctr_quantile=0.5,
-    min_log_ecpm_gap=0.2,
+    min_log_gap=0.2,
     train_targets=True,
     max_ads_per_user=10,
     rejected_per_chosen=100,
@@ -125,6 +126,7 @@ def test_the_ad_of_higher_ecpm_is_chosen_and_everything_is_told():
     assert list(account.pop("steps")) == ["impressions", "beam_ads", "ads", "pairs"]
     assert account == {
         "floors": {"log": 0.1, "beam": None},
+        "worth": "ecpm",
         "control": None,
         "seed": 0,
         "pairs": 3,
@@ -209,6 +211,24 @@ def test_a_pair_with_an_ad_of_a_beam_compares_estimates_and_never_the_logs_ecpm(
     assert found.account()["sources"] == {"beam>click": 1, "click>shown": 1, "shown>beam": 1}
 
 
+def test_by_value_all_pairs_compare_estimates_since_no_log_tells_a_value():
+    """The log has a0 as the dearest, the ranker a4: it is worth most because it is clicked most."""
+    given = {"beams": [BEAM], "estimates": [("u", "a0", 1.0), ("u", "a4", 100.0)]}
+    found = compose(CLICK, GOOD, **given, worth="value")
+    assert found.pairs.rows() == [
+        ("u", "a4", "a0", 100.0, 1.0, "shown", "click", 0),
+        ("u", "a4", "a5", 100.0, 3.0, "shown", "beam", 1),
+        ("u", "a5", "a0", 3.0, 1.0, "beam", "click", 0),
+    ]
+    assert found.account()["worth"] == "value"
+    assert found.account()["sources"] == {"beam>click": 1, "shown>beam": 1, "shown>click": 1}
+
+
+def test_value_without_a_beam_is_refused_since_nothing_would_be_estimated():
+    with pytest.raises(ValueError, match=r"worth is 'value', .* add beam to alignment.preferences.sources, or set"):
+        dataclasses.replace(ALL, worth="value", sources=("log",))
+
+
 @pytest.mark.parametrize("estimate", [None, math.nan, math.inf, 0.0, -1.0])
 def test_where_the_log_has_an_ecpm_and_the_ranker_none_only_the_mixed_pairs_go(estimate):
     found = compose(CLICK, GOOD, beams=[BEAM], estimates=[("u", "a0", estimate), ("u", "a4", 2.0)])
@@ -238,8 +258,8 @@ def test_ecpms_too_close_are_noise_and_ties_have_no_winner():
     rows = (CLICK, GOOD, ("u", "a5", 12, close, 0.9, False), ("u", "a6", 12, 8.0, 0.9, False))
     found = compose(*rows)
     assert short(found) == [("u", "a0", "a4"), ("u", "a5", "a4"), ("u", "a6", "a4")]
-    assert drops(found) == {"ecpms_tied": 1, "ecpms_too_close": 2}  # a0-a6; a0-a5, a5-a6
-    assert drops(compose(*rows, min_log_ecpm_gap=0.0)) == {"ecpms_tied": 1}
+    assert drops(found) == {"tied": 1, "too_close": 2}  # a0-a6; a0-a5, a5-a6
+    assert drops(compose(*rows, min_log_gap=0.0)) == {"tied": 1}
 
 
 def test_train_targets_are_in_no_role_unless_asked_for():
@@ -393,7 +413,7 @@ def test_the_flipped_control_is_the_same_sample_turned_round():
     rows = (CLICK, GOOD, ("u", "a5", 13, 4.0, 0.2, False))
     found, flipped = compose(*rows), compose(*rows, control="flipped")
     assert short(flipped) == sorted((user, other, one) for user, one, other in short(found))
-    assert (flipped.pairs["chosen_ecpm"] < flipped.pairs["rejected_ecpm"]).all()
+    assert (flipped.pairs["chosen_worth"] < flipped.pairs["rejected_worth"]).all()
     assert flipped.account()["control"] == "flipped"
     turned = flipped.pairs.row(0, named=True)
     assert (turned["chosen_source"], turned["rejected_source"]) == ("shown", "click")
@@ -409,7 +429,7 @@ def test_the_random_control_throws_a_coin_a_pair():
     true, coins = compose(*shown, **given), compose(*shown, **given, control="random")
     assert unordered(coins) == unordered(true)
     assert 60 < (coins.pairs["chosen_ad"] == "a4").sum() < 140
-    assert coins.pairs.filter(chosen_ad="a4")["chosen_ecpm"].unique().to_list() == [1.0]
+    assert coins.pairs.filter(chosen_ad="a4")["chosen_worth"].unique().to_list() == [1.0]
     again = compose(*reversed(shown), **given, control="random")
     assert again.pairs.equals(coins.pairs)
     assert not compose(*shown, **given, control="random", seed=1).pairs.equals(coins.pairs)
@@ -467,11 +487,11 @@ def test_no_pair_breaks_a_rule_and_every_row_is_accounted_for(rows, beams, train
     ends = {"u": 30, "v": 21}
     seen = {(user, ad, ecpm) for user, ad, time, ecpm, _, _ in rows if time < ends.get(user, 0)}
     judged = set(estimates) | {(user, ad, estimate) for user, ad, *_, estimate in beams}
-    for user, chosen, rejected, chosen_ecpm, rejected_ecpm, source, other_source, divergence in found.pairs.rows():
+    for user, chosen, rejected, chosen_worth, rejected_worth, source, other_source, divergence in found.pairs.rows():
         assert never.isdisjoint([(user, chosen), (user, rejected)])
         scale = judged if "beam" in (source, other_source) else seen
-        assert {(user, chosen, chosen_ecpm), (user, rejected, rejected_ecpm)} <= scale
-        assert math.log(chosen_ecpm) - math.log(rejected_ecpm) >= 0.2 - 1e-9
+        assert {(user, chosen, chosen_worth), (user, rejected, rejected_worth)} <= scale
+        assert math.log(chosen_worth) - math.log(rejected_worth) >= 0.2 - 1e-9
         assert chosen != rejected
         assert divergence < 3
     assert found.pairs["user_id"].value_counts()["count"].max() <= 3
