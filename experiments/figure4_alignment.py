@@ -2,7 +2,7 @@
 
 All aligned rows but one have as many pairs of ads of the model's own beam, the same steps, batches and rate; they
 differ in the loss, or in what the ads are compared by. The row of the paper's pairs compares likely ads of the log and
-the beam by their ECPM. Value@8, the true ECPM of the lists, only a simulated world knows: LTRR alone may merely show
+the beam by their ECPM; SFT on the chosen ads compares nothing. Value@8, the true ECPM of the lists, only a simulated world knows: LTRR alone may merely show
 that the ranker that ordered the pairs is imitated. In the controls a coin orders the pairs.
 
     python -m experiments.figure4_alignment
@@ -16,7 +16,7 @@ from experiments.study import Claim, Row, Study
 
 PAPERS, OURS = "LEADRE 5.2.3, Figure 4(b)", "ours, of LEADRE 5.2.3"
 NONE, DPO, RRHF = "no alignment", "DPO", "RRHF"
-BY_ECPM, PAPERS_DPO = "DPO, ordered by ECPM alone", "DPO, the paper's pairs"
+CHOSEN, BY_ECPM, PAPERS_DPO = "SFT on the chosen ads", "DPO, ordered by ECPM alone", "DPO, the paper's pairs"
 COIN = "alignment.preferences.control=random"
 DPO_COIN, RRHF_COIN, PAPERS_COIN = (f"{row}, order by a coin" for row in (DPO, RRHF, PAPERS_DPO))
 
@@ -30,6 +30,7 @@ STUDY = Study(
         Row(NONE, ("alignment=none",)),
         Row(DPO, ("alignment=dpo",)),
         Row(RRHF, ("alignment=rrhf",)),
+        Row(CHOSEN, ("alignment=sft_on_chosen",)),
         Row(BY_ECPM, ("alignment=dpo", "alignment.preferences.worth=ecpm")),
         Row(PAPERS_DPO, PAPERS_PAIRS),
         Row(DPO_COIN, ("alignment=dpo", COIN), control=True),
@@ -47,6 +48,9 @@ STUDY = Study(
             for row, coin in ((DPO, DPO_COIN), (RRHF, RRHF_COIN))
             for what, score in (("LTRR@8", "LTRR@8"), ("diversity", "Diversity@8"), ("the true value", "Value@8"))
         ),
+        Claim("SFT on the chosen ads raises it as well", CHOSEN, NONE, "Value@8", (RRHF_COIN, NONE), "ours"),
+        Claim("DPO has more value than SFT on the chosen ads", DPO, CHOSEN, "Value@8", (DPO_COIN, CHOSEN), "ours"),
+        Claim("RRHF has more value than SFT on the chosen ads", RRHF, CHOSEN, "Value@8", (RRHF_COIN, CHOSEN), "ours"),
         Claim("DPO has a higher LTRR@8 than RRHF", DPO, RRHF, "LTRR@8", (DPO_COIN, RRHF_COIN), PAPERS),
         Claim("DPO has more diversity than RRHF", DPO, RRHF, "Diversity@8", (DPO_COIN, RRHF_COIN), PAPERS),
         Claim("value orders better than ECPM alone", DPO, BY_ECPM, "Value@8", (DPO_COIN, BY_ECPM), "ours"),
