@@ -1,9 +1,10 @@
 """LEADRE's Figure 4(b): DPO and RRHF beside no alignment: diversity, LTRR and what lists are worth (LEADRE 5.2.3).
 
 All aligned rows but one have as many pairs of ads of the model's own beam, the same steps, batches and rate; they
-differ in the loss, or in what the ads are compared by. The row of the paper's pairs compares likely ads of the log and
-the beam by their ECPM; SFT on the chosen ads compares nothing. Value@8, the true ECPM of the lists, only a simulated world knows: LTRR alone may merely show
-that the ranker that ordered the pairs is imitated. In the controls a coin orders the pairs.
+differ in the loss, or in what the ads are compared by; SFT on the chosen ads compares nothing. The row of the paper's
+pairs compares likely ads of the log and the beam by their ECPM. Value@8, the true ECPM of the lists, only a simulated
+world knows: LTRR alone may merely show that the ranker that ordered the pairs is imitated. In the controls a coin
+orders the pairs.
 
     python -m experiments.figure4_alignment
 """
