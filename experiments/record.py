@@ -37,7 +37,7 @@ _PLACES = re.compile(rf"(?P<web>{_WEB})|{_QUOTED}|{_BARE}")
 _OVERRIDE = re.compile(r"(?:[+~]*[A-Za-z_][\w./@:]*=|~[A-Za-z_])")
 _OF_A_MACHINE = re.compile(r"(?:\w+\.)*(?:root|model|previous_catalog)|store\.[\w.]+|decoding\.filters")
 """Settings whose values are places of a machine, or private names."""
-_OF_DATA = re.compile(r"(?:data|compute|store|logger)(?:[./].*)?|seeds|category|text")
+_OF_DATA = re.compile(r"(?:data|compute|store|logger)(?:[./].*)?|seeds|jobs|category|text")
 """Settings that a record's name tells by its data, or that do not change what is found; category and text are Table 3's
 and in the name of its data."""
 

@@ -294,6 +294,7 @@ def _named(result, arguments):
 
 def test_the_name_tells_what_is_varied_and_nothing_of_data_machine_and_seeds(result):
     plain = _named(result, "")
+    assert _named(result, "jobs=2") == plain
     for same in (
         "data=synthetic data/world=paper data.root=/home/me/a b data.world.seed=1",
         "compute=gpu compute.threads=1 store.root=x logger=wandb logger.project=y seeds=0,1",
