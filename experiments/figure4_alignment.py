@@ -49,7 +49,7 @@ STUDY = Study(
             for row, coin in ((DPO, DPO_COIN), (RRHF, RRHF_COIN))
             for what, score in (("LTRR@8", "LTRR@8"), ("diversity", "Diversity@8"), ("the true value", "Value@8"))
         ),
-        Claim("SFT on the chosen ads raises it as well", CHOSEN, NONE, "Value@8", (RRHF_COIN, NONE), "ours"),
+        Claim("SFT on the chosen ads raises the true value", CHOSEN, NONE, "Value@8", (RRHF_COIN, NONE), "ours"),
         Claim("DPO has more value than SFT on the chosen ads", DPO, CHOSEN, "Value@8", (DPO_COIN, CHOSEN), "ours"),
         Claim("RRHF has more value than SFT on the chosen ads", RRHF, CHOSEN, "Value@8", (RRHF_COIN, CHOSEN), "ours"),
         Claim("DPO has a higher LTRR@8 than RRHF", DPO, RRHF, "LTRR@8", (DPO_COIN, RRHF_COIN), PAPERS),

@@ -52,8 +52,7 @@ def collect(studies: Path, results: Path, named: Sequence[str] = ()) -> Collecte
         results: Where the records are kept.
         named: The studies that are taken over; none is all.
     """
-    newest: dict[str, StudyResult] = {}
-    pictures: dict[str, Path] = {}
+    newest: dict[str, tuple[StudyResult, Path]] = {}
     faults = []
     for path in sorted(studies.glob("*/*/result.json")):
         study = path.parent.parent.name
@@ -63,20 +62,18 @@ def collect(studies: Path, results: Path, named: Sequence[str] = ()) -> Collecte
             record = read_record(path)
             if record.study != study:
                 raise ValueError(f"{path} is a result of study {record.study!r}: it lies in the folder of another")
-            name = file_name(record)
-            if name not in newest or _worth(record) > _worth(newest[name]):
-                newest[name], pictures[name] = record, path.with_name("figure.png")
+            found = record, path.with_name("figure.png")
+            newest[file_name(record)] = max(newest.get(file_name(record), found), found, key=lambda one: _worth(one[0]))
         except ValueError as error:
             faults.append(str(error))
-    taken = [results / name for name, record in newest.items() if _replaces(record, results / name)]
+    taken = [results / name for name, (record, _) in newest.items() if _replaces(record, results / name)]
     for path in taken:
-        if newest[path.name].dirty:
-            log.warning(
-                "%s was made from changed code: commit %s does not make it again", path.name, newest[path.name].git
-            )
+        record, picture = newest[path.name]
+        if record.dirty:
+            log.warning("%s was made from changed code: commit %s does not make it again", path.name, record.git)
         results.mkdir(parents=True, exist_ok=True)
-        write_record(path, newest[path.name])
-        _keep_picture(pictures[path.name], path.with_suffix(".png"))
+        write_record(path, record)
+        _keep_picture(picture, path.with_suffix(".png"))
     return Collected(taken, faults)
 
 

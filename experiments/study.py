@@ -20,6 +20,8 @@ from leadre.report.table import OURS
 
 SIZES = ("levels", "codebook_size")
 """What an override of a row may name of the study's quantizer."""
+SEEDS = "0,1,2"
+"""Training seeds of a study that is told none: fewer decide no claim."""
 _GONE = "no such key"
 
 
@@ -138,7 +140,7 @@ def asked_of(arguments: Sequence[str]) -> Asked:
         ConfigError: If the seeds are no different whole numbers, the jobs none of 1 or more, or a single ``seed`` is
             named.
     """
-    own = {"seeds": "0,1,2", "jobs": "1"}
+    own = {"seeds": SEEDS, "jobs": "1"}
     own |= {name: value for name, _, value in (text.partition("=") for text in arguments) if name in own}
     rest = [text for text in arguments if text.partition("=")[0] not in own]
     seeds, jobs = seeds_of(own["seeds"]), own["jobs"]

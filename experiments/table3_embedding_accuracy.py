@@ -33,7 +33,7 @@ import polars as pl
 from experiments.content import content_of
 from experiments.rows import Found, log_to_stderr, run_rows
 from experiments.run import finish
-from experiments.study import Claim, Row, Study, seeds_of
+from experiments.study import SEEDS, Claim, Row, Study, seeds_of
 from experiments.table3_lines import (
     NUM_ADS,
     PAPER,
@@ -149,7 +149,7 @@ def choice(arguments: Iterable[str]) -> Choice:
         category=own.get("category", "second"),
         text=own.get("text", "full"),
         seed=int(seed),
-        seeds=tuple(seeds_of(own.get("seeds", "0,1,2"))),
+        seeds=tuple(seeds_of(own.get("seeds", SEEDS))),
         overrides=(*world, *(f"{key}={value}" for key, value in typed.items())),
     )
 
